@@ -1,0 +1,78 @@
+"""Which tile sizes a launch gets where no measured table says otherwise: a rule of few lines, the same on every rank.
+
+Sizes are in elements. The rule looks at the product (M, N, K), the element type and the target's shared memory only.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from mlpdsl.target import Target
+
+from .plan import Config
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def _power_of_two(n: int, low: int, high: int) -> int:
+    """The smallest power of two that holds n, between low and high."""
+    size = low
+    while size < n and size < high:
+        size *= 2
+    return size
+
+
+@lru_cache(maxsize=4096)
+def choose(role: str, path: str, m: int, n: int, k: int, *, dtype: str, planes: int, target: Target) -> Config:
+    """The config of one launch.
+
+    `role` is the kernel's ("hidden", "output", "hidden_grad", "input_grad", "weight_grad"), `path` is "tma" or "masked";
+    the product has m rows, n columns and sums over k. `planes` is 2 where the kernel computes gate and up.
+    """
+    if path == "tma":
+        config = _descriptors(role, m, n, k, planes, target)
+    elif dtype == "float32":
+        config = Config(_power_of_two(m, 16, 64), _power_of_two(n, 16, 64 // _wide(role, planes)), 32, num_warps=4, num_stages=2)
+    else:
+        config = _pointers(role, m, n, k, planes, target)
+    return _split(config, m, n, k) if role == "weight_grad" else config
+
+
+def interpreted(role: str, path: str, m: int, n: int, k: int, **_: object) -> Config:
+    """Small tiles for Triton's CPU interpreter, which costs by the step; split sums too, so that both ways are tried."""
+    size = _power_of_two(max(m, n), 16, 64)
+    return Config(min(size, _power_of_two(m, 16, 64)), 32, 32, group_m=2, num_warps=4, num_stages=1, splits=2 if k > 64 else 1)
+
+
+def _wide(role: str, planes: int) -> int:
+    """How many tiles of n columns one accumulator holds side by side."""
+    return planes if role == "hidden" else 1
+
+
+def _descriptors(role: str, m: int, n: int, k: int, planes: int, target: Target) -> Config:
+    roomy = target.shared_memory > 128 * 1024
+    if m <= 64 or not roomy:
+        block_n = 128 // _wide(role, planes) if role != "hidden_grad" else 64
+        return Config(64, block_n, 64, num_warps=4, num_stages=4 if roomy else 2)
+    if role == "hidden" and planes == 2:
+        return Config(128, 128, 64, num_warps=8, num_stages=3)
+    if role == "hidden_grad":
+        return Config(128, 128, 64, num_warps=8, num_stages=3)
+    # A wide tile reads least from shared memory; where it leaves processors idle, a square one is better.
+    if -(-m // 128) * -(-n // 256)  >= 132:
+        return Config(128, 256, 64, num_warps=8, num_stages=3)
+    return Config(128, 128, 64, num_warps=8, num_stages=4)
+
+
+def _pointers(role: str, m: int, n: int, k: int, planes: int, target: Target) -> Config:
+    block_m = _power_of_two(m, 16, 128)
+    block_n = _power_of_two(n, 32, 128) // _wide(role, planes)
+    stages = 3 if target.kind == "cuda" and target.shared_memory > 64 * 1024 else 2
+    return Config(block_m, max(16, block_n), 32, num_warps=8 if block_m * block_n >= 128 * 128 // _wide(role, planes) else 4, num_stages=stages)
+
+
+def _split(config: Config, m: int, n: int, k: int) -> Config:
+    """Share a long sum among programs until about two hundred of them run, each with 512 rows or more to sum."""
+    tiles = -(-m // config.block_m) * -(-n // config.block_n)
+    splits = max(1, min(200 // tiles, k // 512))
+    return Config(config.block_m, config.block_n, config.block_k, config.group_m, config.num_warps, config.num_stages, splits)

@@ -1,0 +1,356 @@
+"""From a plan to what the Triton templates print: device functions, and kernels with ONE argument list each.
+
+Signature and launch are printed from the same `Arg` list, so they cannot drift apart; the compile-only tools read it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mlpdsl.codegen.expr.graph import Expr, walk
+from mlpdsl.codegen.expr.stable import expand
+from mlpdsl.codegen.plan import Plan
+
+TEMPLATE = "triton/module.py.jinja"
+
+_TL_DTYPE = {"float32": "tl.float32", "float16": "tl.float16", "bfloat16": "tl.bfloat16"}
+_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
+          "both": "&", "either": "|"}  # fmt: skip
+_CALLS = {
+    "abs": "tl.abs({})", "exp": "tl.exp({})", "log": "tl.log({})", "sqrt": "tl.sqrt({})", "sin": "tl.sin({})",
+    "cos": "tl.cos({})", "erf": "tl.erf({})", "where": "tl.where({}, {}, {})", "not": "~{}", "neg": "-{}",
+    # NaN goes through, as in torch; plain tl.maximum(NaN, 0) is 0 on a GPU.
+    "max": "tl.maximum({}, {}, propagate_nan=tl.PropagateNan.ALL)",
+    "min": "tl.minimum({}, {}, propagate_nan=tl.PropagateNan.ALL)",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Function:
+    """A device function: straight-line assignments, then the values it returns, all in float32."""
+
+    name: str
+    params: tuple[str, ...]
+    doc: str
+    lines: tuple[str, ...]
+    returns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Arg:
+    """One kernel argument: its name, what the launcher passes, and its kind.
+
+    Kinds: `descriptor` (with its `block`, names of tile sizes), `pointer`, `rows` (M: never specialised on), `stride` (int,
+    elements), `flag` (int 0 or 1), `constexpr`. `dtype` is the element type behind a descriptor or a pointer.
+    """
+
+    name: str
+    passed: str
+    kind: str
+    dtype: str = ""
+    block: tuple[str, ...] = ()
+
+    @property
+    def declared(self) -> str:
+        return f"{self.name}: tl.constexpr" if self.kind == "constexpr" else self.name
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of the generated file. `role` is what it computes, `path` how it reads memory: `tma` or `masked`."""
+
+    role: str
+    path: str
+    args: tuple[Arg, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}_{self.path}" if self.path else self.role
+
+    @property
+    def signature(self) -> list[str]:
+        """The parameters, in lines."""
+        return _fill(a.declared for a in self.args)
+
+    @property
+    def passed(self) -> list[str]:
+        """The arguments of the launch, in lines: one for each parameter of the signature."""
+        return _fill(a.passed for a in self.args)
+
+    @property
+    def unspecialised(self) -> str:
+        """Integers whose value must never lead to another compilation: a batch of 1, or of 16, is no other kernel."""
+        return ", ".join(f'"{a.name}"' for a in self.args if a.kind in ("rows", "flag"))
+
+
+def _fill(items: Iterable[str], width: int = 112) -> list[str]:
+    """Comma-separated items in lines of at most `width` characters, each line ending in a comma."""
+    lines = [""]
+    for item in items:
+        if lines[-1] and len(lines[-1]) + len(item) + 2 > width:
+            lines.append("")
+        lines[-1] += f"{' ' if lines[-1] else ''}{item},"
+    return lines
+
+
+@dataclass(frozen=True)
+class OperandView:
+    """An epilogue operand under its name in generated code; `grad` says where its gradient comes from ("own" is computed)."""
+
+    index: int
+    ident: str
+    kind: str
+    grad: str
+
+
+@dataclass(frozen=True)
+class Module:
+    """Everything the templates read."""
+
+    plan: Plan
+    functions: tuple[Function, ...]
+    kernels: tuple[Kernel, ...]
+    operands: tuple[OperandView, ...]
+    dtype: str
+    dot: str
+
+    def kernel(self, role: str, path: str) -> Kernel:
+        return next(k for k in self.kernels if (k.role, k.path) == (role, path))
+
+    def paths(self, role: str) -> tuple[str, ...]:
+        return tuple(k.path for k in self.kernels if k.role == role)
+
+    @property
+    def epilogue_grad(self) -> bool:
+        """Whether the output stage needs a pass of its own in backward: gradients to change, or to sum over rows."""
+        epilogue = self.plan.epilogue
+        return self.plan.bias or not epilogue.passes_grad_through or any(o.grad == "own" for o in self.operands)
+
+
+def emit(plan: Plan) -> Module:
+    """The Triton view of a plan."""
+    operands = tuple(
+        OperandView(i, o.name if o.name in _FIXED_WORDS else f"operand{i}", o.kind, same or "own")
+        for i, (o, same) in enumerate(zip(plan.epilogue.operands, plan.epilogue.same_as, strict=True))
+    )
+    return Module(
+        plan=plan,
+        functions=tuple(_functions(plan, operands)),
+        kernels=tuple(_kernels(plan, operands)),
+        operands=operands,
+        dtype=_TL_DTYPE[plan.dtype],
+        dot=f', input_precision="{plan.precision}"' if plan.dtype == "float32" else "",
+    )
+
+
+_FIXED_WORDS = frozenset({"residual", "layer_scale", "scale"})
+
+
+# Expressions
+
+
+def print_function(name: str, params: Sequence[str], doc: str, results: Sequence[Expr], rename: dict[str, str]) -> Function:
+    """Straight-line code for several results at once; what they share is computed once."""
+    roots = [expand(r) for r in results]
+    uses: dict[int, int] = {}
+    for node in walk(*roots):
+        for a in node.args:
+            uses[id(a)] = uses.get(id(a), 0) + 1
+    text: dict[int, str] = {}
+    lines: list[str] = []
+    for node in walk(*roots):
+        if node.op == "symbol":
+            text[id(node)] = rename.get(node.name, node.name)
+            continue
+        if node.op == "const":
+            text[id(node)] = repr(node.value) if node.value >= 0 else f"({node.value!r})"
+            continue
+        args = [text[id(a)] for a in node.args]
+        printed = f"({args[0]} {_INFIX[node.op]} {args[1]})" if node.op in _INFIX else _CALLS[node.op].format(*args)
+        if uses.get(id(node), 0) > 1 or (len(printed) > 72 and node not in roots):
+            variable = f"t{len(lines)}"
+            lines.append(f"{variable} = {_bare(printed)}")
+            printed = variable
+        text[id(node)] = printed
+    return Function(name, tuple(params), doc, tuple(lines), tuple(_bare(text[id(r)]) for r in roots))
+
+
+def _bare(text: str) -> str:
+    """Without the outer parentheses, where they are one pair."""
+    if not text.startswith("("):
+        return text
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return text[1:-1] if position == len(text) - 1 else text
+    return text
+
+
+def _functions(plan: Plan, operands: Sequence[OperandView]) -> list[Function]:
+    from mlpdsl.codegen.expr.formula import to_text
+
+    functions = []
+    hidden, epilogue = plan.hidden, plan.epilogue
+    if hidden is not None:
+        functions.append(print_function("activate", hidden.inputs, to_text(hidden.value), [hidden.value], {}))
+        doc = "Gradients of the preactivation" + ("s" if plan.gated else "") + ", and the hidden value again."
+        results = [*hidden.grads, hidden.value]
+        functions.append(print_function("activate_grad", ("grad", *hidden.inputs), doc, results, {}))
+    if epilogue.entries:
+        rename = {o.name: v.ident for o, v in zip(epilogue.operands, operands, strict=True)}
+        names = [v.ident for v in operands]
+        functions.append(print_function("finish", ["tile", *names], to_text(epilogue.value), [epilogue.value], rename))
+        own = [g for g, v in zip(epilogue.operand_grads, operands, strict=True) if v.grad == "own"]
+        doc = "Gradients of the tile" + "".join(f", {v.ident}" for v in operands if v.grad == "own") + "."
+        functions.append(print_function("finish_grad", ["grad", "tile", *names], doc, [epilogue.tile_grad, *own], rename))
+    return functions
+
+
+# Kernels
+
+
+def _kernels(plan: Plan, operands: Sequence[OperandView]) -> list[Kernel]:
+    paths = ("tma", "masked") if plan.uses_tma else ("masked",)
+    kernels = []
+    for path in paths:
+        if plan.hidden is not None:
+            kernels.append(Kernel("hidden", path, _forward_args(plan, path, hidden=True, operands=())))
+        kernels.append(Kernel("output", path, _forward_args(plan, path, hidden=False, operands=operands)))
+    kernels.append(Kernel("epilogue_grad", "", _epilogue_grad_args(plan, operands)))
+    for path in paths:
+        if plan.hidden is not None:
+            kernels.append(Kernel("hidden_grad", path, _hidden_grad_args(plan, path)))
+        kernels.append(Kernel("input_grad", path, _input_grad_args(plan, path)))
+        kernels.append(Kernel("weight_grad", path, _weight_grad_args(plan, path)))
+    kernels.append(Kernel("sum_rows", "", _SUM_ROWS_ARGS))
+    return kernels
+
+
+def _tensor(plan: Plan, path: str, name: str, block: tuple[str, ...], strides: Sequence[str], passed: str = "") -> list[Arg]:
+    """A matrix argument: one descriptor, or a pointer with its strides in elements."""
+    passed = passed or name
+    if path == "tma":
+        describe = "describe_planes" if len(block) == 3 else "describe"
+        sizes = ", ".join("1" if b == "1" else f"config.{b.lower()}" if "//" not in b else _quarter(b) for b in block[-2:])
+        return [Arg(f"{name}_desc", f"launch.{describe}({passed}, {sizes})", "descriptor", plan.dtype, block)]
+    return [
+        Arg(f"{name}_ptr", passed, "pointer", plan.dtype),
+        *(Arg(f"stride_{name}_{s}", f"{passed}.stride({i - len(strides)})", "stride") for i, s in enumerate(strides)),
+    ]
+
+
+def _quarter(block: str) -> str:
+    name, _, divisor = block.partition(" // ")
+    return f"config.{name.lower()} // {divisor}"
+
+
+def _pointer(plan: Plan, name: str, dtype: str = "", passed: str = "") -> Arg:
+    return Arg(f"{name}_ptr", passed or name, "pointer", dtype or plan.dtype)
+
+
+def _constexprs(*names: str) -> tuple[Arg, ...]:
+    return tuple(Arg(n, n, "constexpr") for n in names)
+
+
+_ROWS = Arg("M", "M", "rows")
+_TILE = tuple(Arg(n, f"config.{n.lower()}", "constexpr") for n in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M"))
+
+
+def _weights(plan: Plan, path: str, planes: int, reduce_rows: bool) -> list[Arg]:
+    """The weights of one stage. `reduce_rows`: the product sums over the weight's rows (backward), not its columns."""
+    block = ("BLOCK_K", "BLOCK_N") if reduce_rows else ("BLOCK_N", "BLOCK_K")
+    if planes == 1:
+        return _tensor(plan, path, "weight", block, ("out", "in"), "weights[0]")
+    if path == "tma":
+        rows, columns = (f"config.{b.lower()}" for b in block)
+        count = "1" if reduce_rows else "2"
+        return [
+            Arg("weight_desc", f"launch.describe_pair(*weights, {count}, {rows}, {columns})", "descriptor", plan.dtype, (count, *block)),
+            Arg("up_first", "launch.second_first(*weights)", "flag"),
+        ]
+    return [
+        Arg("gate_weight_ptr", "weights[0]", "pointer", plan.dtype),
+        Arg("up_distance", "launch.distance(*weights)", "stride"),
+        Arg("stride_weight_out", "weights[0].stride(0)", "stride"),
+        Arg("stride_weight_in", "weights[0].stride(1)", "stride"),
+    ]
+
+
+def _biases(plan: Plan, planes: int) -> list[Arg]:
+    if not plan.bias:
+        return []
+    if planes == 1:
+        return [_pointer(plan, "bias", passed="biases[0]")]
+    return [_pointer(plan, "gate_bias", passed="biases[0]"), _pointer(plan, "up_bias", passed="biases[1]")]
+
+
+def _forward_args(plan: Plan, path: str, hidden: bool, operands: Sequence[OperandView]) -> tuple[Arg, ...]:
+    planes = plan.linears[0].planes if hidden else 1
+    out = ("BLOCK_M", "BLOCK_N")
+    args = _tensor(plan, path, "x", ("BLOCK_M", "BLOCK_K"), "mk") + _weights(plan, path, planes, reduce_rows=False)
+    args += _biases(plan, planes)
+    for o in operands:
+        args += _tensor(plan, path, o.ident, out, "mn") if o.kind == "tile" else [_pointer(plan, o.ident, "")]
+    args += _tensor(plan, path, "out", out, "mn")
+    save = hidden or plan.epilogue.tile_needed
+    if save:
+        name = "preact" if hidden else "tile"
+        args += _tensor(plan, path, name, ("1", *out), "pmn")
+    return (*args, _ROWS, *_constexprs("N", "K", *(("SAVE",) if save else ())), *_TILE)
+
+
+def _epilogue_grad_args(plan: Plan, operands: Sequence[OperandView]) -> tuple[Arg, ...]:
+    args = _tensor(plan, "masked", "grad", (), "mn")
+    if plan.epilogue.tile_needed:
+        args.append(_pointer(plan, "tile"))
+    for o in operands:
+        args += _tensor(plan, "masked", o.ident, (), "mn") if o.kind == "tile" else [_pointer(plan, o.ident)]
+    if not plan.epilogue.passes_grad_through:
+        args.append(_pointer(plan, "tile_grad"))
+    if plan.bias:
+        args.append(_pointer(plan, "bias_rows", "float32"))
+    for o in operands:
+        if o.grad == "own":
+            args.append(_pointer(plan, f"{o.ident}_grad") if o.kind == "tile" else _pointer(plan, f"{o.ident}_rows", "float32"))
+    sizes = (Arg("BLOCK_M", "64", "constexpr"), Arg("BLOCK_N", "64", "constexpr"))
+    return (*args, _ROWS, *_constexprs("N"), *sizes)
+
+
+def _hidden_grad_args(plan: Plan, path: str) -> tuple[Arg, ...]:
+    out = ("BLOCK_M", "BLOCK_N // 4")
+    args = _tensor(plan, path, "grad", ("BLOCK_M", "BLOCK_K"), "mk") + _weights(plan, path, 1, reduce_rows=True)
+    args += _tensor(plan, path, "preact", ("1", *out), "pmn")
+    args += _tensor(plan, path, "preact_grad", ("1", *out), "pmn")
+    args += _tensor(plan, path, "hidden", out, "mn")
+    if plan.bias:
+        args.append(_pointer(plan, "bias_rows", "float32"))
+    flags = _constexprs("N", "K", "EMIT_HIDDEN", *(("SUM_BIAS",) if plan.bias else ()))
+    return (*args, _ROWS, *flags, *_TILE)
+
+
+def _input_grad_args(plan: Plan, path: str) -> tuple[Arg, ...]:
+    planes = plan.linears[0].planes
+    grad = _tensor(plan, path, "preact_grad", ("1", "BLOCK_M", "BLOCK_K"), "pmk")
+    args = grad + _weights(plan, path, planes, reduce_rows=True) + _tensor(plan, path, "x_grad", ("BLOCK_M", "BLOCK_N"), "mn")
+    return (*args, _ROWS, *_constexprs("N", "K"), *_TILE)
+
+
+def _weight_grad_args(plan: Plan, path: str) -> tuple[Arg, ...]:
+    args = _tensor(plan, path, "grad", ("1", "BLOCK_K", "BLOCK_M"), "pmn") + _tensor(plan, path, "x", ("BLOCK_K", "BLOCK_N"), "mk")
+    args += [_pointer(plan, "first", passed="outs[0]"), _pointer(plan, "second", passed="outs[-1]")]
+    partial = _pointer(plan, "partial", "float32")
+    depth = Arg("rows_per_split", "rows_per_split", "rows")
+    return (*args, partial, _ROWS, depth, *_constexprs("N", "K", "PLANES", "PARTIAL"), *_TILE)
+
+
+_SUM_ROWS_ARGS = (
+    Arg("rows_ptr", "rows", "pointer", "float32"),
+    Arg("out_ptr", "out", "pointer", ""),
+    Arg("row_stride", "rows.stride(0)", "stride"),
+    Arg("count", "rows.shape[0]", "rows"),
+    Arg("length", "out.numel()", "rows"),
+    Arg("BLOCK_R", "16", "constexpr"),
+    Arg("BLOCK_N", "64", "constexpr"),
+)

@@ -1,0 +1,1 @@
+"""Scalar expressions: traced from torch, differentiated by torch, printed for every backend from one graph."""

@@ -1,0 +1,217 @@
+"""Scalar expressions: one small, immutable graph that is traced, differentiated, simplified and printed.
+
+An `Expr` is a node: an operation name and its arguments. Leaves are `symbol(name)` and `const(value)`. Nodes are interned,
+so that equal expressions are one object: common subexpressions need no pass of their own, and identity is equality.
+
+The operations stand at the level of mathematics (`sigmoid`, `normal_cdf`); `stable` rewrites them into the elementary ones
+(`ELEMENTARY`) in forms that keep their relative precision, and backends print only those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+ELEMENTARY: Final = frozenset(
+    "add sub mul div neg abs exp log sqrt sin cos erf max min where lt le gt ge eq ne both either not".split()
+)
+"""What every backend prints. `max` and `min` pass NaN on, as torch does; comparisons with NaN are false."""
+
+INTRINSIC: Final = frozenset(
+    "sigmoid sigmoid_grad tanh tanh_grad normal_cdf normal_pdf softplus expm1 tanh_softplus tanh_softplus_grad erfc".split()
+)
+"""Functions of one argument that `stable` knows a cancellation-free form of."""
+
+ARITY: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("neg", "abs", "exp", "log", "sqrt", "sin", "cos", "erf", "not", *sorted(INTRINSIC)), 1),
+    **dict.fromkeys(("add", "sub", "mul", "div", "max", "min", "lt", "le", "gt", "ge", "eq", "ne", "both", "either"), 2),
+    "where": 3,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Expr:
+    """One node. Make nodes with `symbol`, `const` and `call`, never directly: those intern and fold."""
+
+    op: str
+    args: tuple[Expr, ...] = ()
+    name: str = ""
+    value: float = 0.0
+
+    def __add__(self, other: Expr | float) -> Expr:
+        return call("add", self, other)
+
+    def __radd__(self, other: float) -> Expr:
+        return call("add", other, self)
+
+    def __sub__(self, other: Expr | float) -> Expr:
+        return call("sub", self, other)
+
+    def __rsub__(self, other: float) -> Expr:
+        return call("sub", other, self)
+
+    def __mul__(self, other: Expr | float) -> Expr:
+        return call("mul", self, other)
+
+    def __rmul__(self, other: float) -> Expr:
+        return call("mul", other, self)
+
+    def __truediv__(self, other: Expr | float) -> Expr:
+        return call("div", self, other)
+
+    def __rtruediv__(self, other: float) -> Expr:
+        return call("div", other, self)
+
+    def __neg__(self) -> Expr:
+        return call("neg", self)
+
+    def is_const(self, value: float | None = None) -> bool:
+        return self.op == "const" and (value is None or self.value == value)
+
+
+_interned: dict[tuple[object, ...], Expr] = {}
+
+
+def _intern(op: str, args: tuple[Expr, ...] = (), name: str = "", value: float = 0.0) -> Expr:
+    # The repr keeps 0.0 and -0.0 apart; ids are stable because the table keeps every node alive.
+    key = (op, *(id(a) for a in args), name, repr(value))
+    found = _interned.get(key)
+    if found is None:
+        found = _interned.setdefault(key, Expr(op, args, name, value))
+    return found
+
+
+def symbol(name: str) -> Expr:
+    """An input: `x`, `gate`, `up`, or an operand's name."""
+    return _intern("symbol", name=name)
+
+
+def const(value: float) -> Expr:
+    """A finite number. Infinities and NaN have no printing, so an expression that folds to one is refused."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"an expression holds the constant {number}; only finite numbers can be printed into a kernel")
+    return _intern("const", value=number)
+
+
+def _as_expr(value: Expr | float) -> Expr:
+    return value if isinstance(value, Expr) else const(value)
+
+
+_FOLD: Final[Mapping[str, Callable[..., float]]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "neg": lambda a: -a,
+    "abs": abs,
+    "exp": math.exp,
+    "log": math.log,
+    "sqrt": math.sqrt,
+    "max": max,
+    "min": min,
+}
+
+
+def call(op: str, *operands: Expr | float) -> Expr:
+    """The node `op(*operands)`, folded and simplified by rules that change no value by more than a rounding."""
+    if ARITY.get(op) != len(operands):
+        raise ValueError(f"no operation {op!r} of {len(operands)} arguments")
+    args = tuple(_as_expr(o) for o in operands)
+    if op in _FOLD and all(a.op == "const" for a in args):
+        try:
+            folded = _FOLD[op](*(a.value for a in args))
+        except (ArithmeticError, ValueError):
+            folded = math.nan
+        if math.isfinite(folded):
+            return const(folded)
+    return _simplify(op, args) or _intern(op, args)
+
+
+def _simplify(op: str, args: tuple[Expr, ...]) -> Expr | None:
+    if op == "add":
+        a, b = args
+        if a.is_const(0.0):
+            return b
+        if b.is_const(0.0):
+            return a
+    elif op == "sub":
+        a, b = args
+        if b.is_const(0.0):
+            return a
+        if a.is_const(0.0):
+            return call("neg", b)
+        if a.is_const(1.0) and b.op == "sigmoid":
+            return call("sigmoid", -b.args[0])  # 1 - sigmoid(x) cancels; sigmoid(-x) is the same number
+    elif op == "mul":
+        a, b = args
+        if a.is_const() and not b.is_const():
+            return call("mul", b, a)  # constants stand on the right, so that they meet
+        if b.is_const() and math.isclose(b.value, 1.0, rel_tol=1e-15):
+            return a  # 1.702 * (1 / 1.702) comes back as 0.9999999999999999
+        if b.is_const(-1.0):
+            return call("neg", a)
+        for factor, gate in ((a, b), (b, a)):
+            if gate.op == "where" and gate.args[1].is_const(0.0):
+                # As torch's own backward formulas: a gate that is shut gives 0, not 0 times what may be infinite.
+                return call("where", gate.args[0], 0.0, factor * gate.args[2])
+            if gate.op == "where" and gate.args[2].is_const(0.0):
+                return call("where", gate.args[0], factor * gate.args[1], 0.0)
+        if b.is_const() and a.op == "mul" and a.args[1].is_const():
+            return call("mul", a.args[0], a.args[1].value * b.value)
+    elif op == "div":
+        a, b = args
+        if b.is_const() and b.value != 0.0:
+            return call("mul", a, 1.0 / b.value)
+    elif op == "neg":
+        (a,) = args
+        if a.op == "neg":
+            return a.args[0]
+        if a.op == "mul" and a.args[1].is_const():
+            return call("mul", a.args[0], -a.args[1].value)
+    elif op == "where":
+        _, a, b = args
+        if a is b:
+            return a
+    return None
+
+
+def walk(*roots: Expr) -> Iterator[Expr]:
+    """Every node under the roots once, arguments before users."""
+    seen: set[int] = set()
+    stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(roots)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            yield node
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((a, False) for a in reversed(node.args) if id(a) not in seen)
+
+
+def rebuild(root: Expr, visit: Callable[[Expr, tuple[Expr, ...]], Expr]) -> Expr:
+    """The graph rewritten from the leaves up: `visit(node, its rewritten arguments)`."""
+    done: dict[int, Expr] = {}
+    for node in walk(root):
+        if id(node) not in done:
+            done[id(node)] = visit(node, tuple(done[id(a)] for a in node.args))
+    return done[id(root)]
+
+
+def substitute(root: Expr, bindings: Mapping[str, Expr]) -> Expr:
+    """The expression with symbols replaced: this is function composition."""
+
+    def visit(node: Expr, args: tuple[Expr, ...]) -> Expr:
+        if node.op == "symbol":
+            return bindings.get(node.name, node)
+        return call(node.op, *args) if args else node
+
+    return rebuild(root, visit)
+
+
+def symbols(*roots: Expr) -> frozenset[str]:
+    """The names of all inputs that the expressions depend on."""
+    return frozenset(n.name for n in walk(*roots) if n.op == "symbol")

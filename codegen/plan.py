@@ -1,0 +1,118 @@
+"""The plan: everything decided about one spec on one target, frozen, before any text is printed.
+
+A plan speaks of linear stages, expressions and operands, never of "the two weights": a norm before the first linear, more
+operands or more stages are new entries, not new branches. Tile sizes are not in it: those are a `Config`, chosen at each call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from mlpdsl.target import Target
+
+from .expr.graph import Expr
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor the epilogue reads: `tile` (M, N), `column` (N,), `row` (M, 1) or `scalar`."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One GEMM stage, x (M, width_in) times each weight (width_out, width_in) transposed.
+
+    `weights` and `biases` are positions in the parameter list. Two weights are gate and up, computed by one product.
+    """
+
+    width_in: int
+    width_out: int
+    weights: tuple[int, ...]
+    biases: tuple[int, ...]
+
+    @property
+    def planes(self) -> int:
+        """How many products the stage computes side by side: 2 where gated, else 1."""
+        return len(self.weights)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What stands between two linears: h = value(inputs), and `grads[i]` = d loss / d inputs[i] given `grad` = d loss / d h.
+
+    `inputs` are ("x",) or ("gate", "up"), the preactivations with their bias.
+    """
+
+    inputs: tuple[str, ...]
+    value: Expr
+    grads: tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What is done to the output tile: y = value(tile, operands).
+
+    `tile_grad` and `operand_grads` are the gradients given `grad` = d loss / d y. `tile_needed` says whether any of them reads
+    the tile, which must then be saved. `same_as` tells, for each operand, whether its gradient is the very tensor `grad`
+    ("grad") or the gradient of the tile ("tile"), so that nothing need be written for it; else it is "".
+    """
+
+    entries: tuple[str, ...]
+    operands: tuple[Operand, ...]
+    value: Expr
+    tile_grad: Expr
+    operand_grads: tuple[Expr, ...]
+    tile_needed: bool
+    same_as: tuple[str, ...]
+
+    @property
+    def passes_grad_through(self) -> bool:
+        """Whether the gradient of the tile is the gradient of the output, unchanged."""
+        return self.tile_grad.op == "symbol"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One spec on one target. `linears` are in forward order; `hidden` is None for a single linear."""
+
+    name: str
+    spec_json: str
+    target: Target
+    dtype: str
+    precision: str
+    linears: tuple[Linear, ...]
+    hidden: Hidden | None
+    epilogue: Epilogue
+
+    @property
+    def gated(self) -> bool:
+        return self.linears[0].planes == 2
+
+    @property
+    def bias(self) -> bool:
+        return bool(self.linears[0].biases)
+
+    @property
+    def uses_tma(self) -> bool:
+        """Whether kernels on tensor descriptors are printed beside the masked ones: 16-bit types, rows of whole 16 bytes."""
+        widths = {w for linear in self.linears for w in (linear.width_in, linear.width_out)}
+        return self.target.has_tma and self.dtype != "float32" and all(w % 8 == 0 for w in widths)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The tunables of one launch: tile sizes in elements, rows of tiles walked together, warps, pipeline stages, splits of K."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    group_m: int = 8
+    num_warps: int = 4
+    num_stages: int = 3
+    splits: int = 1
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)

@@ -1,0 +1,51 @@
+"""Jinja2, set up strictly: an undefined name is an error, and templates compute nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+_ROOT = Path(__file__).resolve().parent
+_TEMPLATES = Path(__file__).parent.parent / "templates"
+
+
+@cache
+def environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("mlpdsl", "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+        auto_reload=False,
+    )
+
+
+def render(template: str, module: Any, **fixed: Any) -> str:
+    """The source text of a module view."""
+    text = environment().get_template(template).render(module=module, plan=module.plan, **fixed)
+    return re.sub(r"\n{4,}", "\n\n\n", text).rstrip() + "\n"
+
+
+@cache
+def generator_hash() -> str:
+    """A digest of everything that turns a plan into text: templates, codegen and jinja2's version."""
+    digest = hashlib.sha256(jinja2.__version__.encode())
+    for name, data in sorted(_sources()):
+        digest.update(f"{name}\0{len(data)}\0".encode() + data)
+    return digest.hexdigest()
+
+
+def _sources() -> Iterable[tuple[str, bytes]]:
+    keep: Callable[[Path], bool] = lambda p: p.suffix in (".py", ".json", ".jinja")  # noqa: E731
+    for label, root in (("codegen", _ROOT), ("templates", _TEMPLATES.resolve())):
+        for path in root.rglob("*"):
+            if keep(path):
+                yield f"{label}/{path.relative_to(root).as_posix()}", path.read_bytes()

@@ -1,0 +1,150 @@
+"""The backends, a dict of small objects: what they can do, the text they write, the module they load."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
+
+from mlpdsl.errors import SpecError, UnsupportedError, describe
+from mlpdsl.names import did_you_mean, listed
+
+if TYPE_CHECKING:
+    import torch
+
+    from mlpdsl.codegen.plan import Plan
+    from mlpdsl.target import Target
+
+__all__ = ["BACKENDS", "VARIABLE", "backend_named", "choose_backend", "interpreting"]
+
+VARIABLE = "MLPDSL_BACKEND"
+"""The environment variable that names the backend where `compile` was given none."""
+
+_log = logging.getLogger("mlpdsl")
+
+
+class Backend(Protocol):
+    """What a backend is."""
+
+    name: str
+
+    def supports(self, plan: Plan, target: Target) -> list[str]:
+        """Every reason why it cannot do the plan on the target; empty where it can."""
+
+    def runs_on(self, device: torch.device) -> list[str]:
+        """Every reason why this process cannot run its kernels on the device; empty where it can."""
+
+    def emit(self, plan: Plan, key: str) -> str:
+        """The source text."""
+
+    def load(self, path: Path, text: str, key: str) -> ModuleType:
+        """The module of the text, with `forward` and `backward`. Import errors come through as they are."""
+
+
+def interpreting() -> bool:
+    """Whether Triton runs its kernels in the CPU interpreter in this process."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+class TritonBackend:
+    """Generated Triton kernels: on a GPU, or on a CPU under TRITON_INTERPRET=1."""
+
+    name = "triton"
+
+    def supports(self, plan: Plan, target: Target) -> list[str]:
+        if plan.dtype == "bfloat16" and target.name == "sm_75":
+            return ["sm_75 has no bfloat16 matrix instruction"]
+        return []
+
+    def runs_on(self, device: torch.device) -> list[str]:
+        reasons = []
+        if importlib.util.find_spec("triton") is None:
+            reasons.append("triton is not installed: pip install triton")
+        if interpreting():
+            return reasons
+        if device.type != "cuda":
+            step = "set TRITON_INTERPRET=1 before importing triton to interpret the kernels" if device.type == "cpu" else "move them"
+            reasons.append(f"the tensors are on {device.type}, and the kernels run on a GPU; {step}")
+        return reasons
+
+    def emit(self, plan: Plan, key: str) -> str:
+        import jinja2
+
+        from mlpdsl.codegen.emit import triton
+        from mlpdsl.codegen.render import render
+        from mlpdsl.version import __version__
+
+        return render(triton.TEMPLATE, triton.emit(plan), key=key, version=__version__, jinja2_version=jinja2.__version__)
+
+    def load(self, path: Path, text: str, key: str) -> ModuleType:
+        from mlpdsl.loader import load
+
+        if interpreting():
+            from mlpdsl import interpreter
+
+            interpreter.install()  # Triton's own has 16-bit floats wrong
+        return load(path, text, key)
+
+
+class EagerBackend:
+    """The reference itself: plain PyTorch operations, on any device. It writes no source."""
+
+    name = "eager"
+
+    def supports(self, plan: Plan, target: Target) -> list[str]:
+        return ["the eager backend runs PyTorch's operations and has no source to write; backend='triton' has"]
+
+    def runs_on(self, device: torch.device) -> list[str]:
+        return []
+
+    def emit(self, plan: Plan, key: str) -> str:
+        raise UnsupportedError("backend 'eager' has no source", self.supports(plan, plan.target))
+
+    def load(self, path: Path, text: str, key: str) -> ModuleType:
+        raise UnsupportedError("backend 'eager' has no source to load")
+
+
+BACKENDS: dict[str, Backend] = {b.name: b for b in (TritonBackend(), EagerBackend())}
+"""Every backend by name."""
+
+
+def backend_named(name: object, where: str = "backend") -> Backend:
+    """The backend of that name. Raises `SpecError` naming the valid ones."""
+    if type(name) is not str or name not in BACKENDS:
+        word = name if type(name) is str and len(name) < 64 else ""
+        raise SpecError(describe(where, name, listed(BACKENDS), did_you_mean(word, BACKENDS) or "Leave it out to choose by device."))
+    return BACKENDS[name]
+
+
+def requested_backend(argument: str | None) -> str | None:
+    """The backend chosen by hand: by `compile(backend=…)`, else by MLPDSL_BACKEND, else None."""
+    if argument is not None:
+        return backend_named(argument).name
+    variable = os.environ.get(VARIABLE, "").strip()
+    return backend_named(variable, f"environment variable {VARIABLE}").name if variable else None
+
+
+_said: set[str] = set()
+
+
+def choose_backend(requested: str | None, device: torch.device) -> str:
+    """The backend for tensors on `device`. One chosen by hand runs or raises `UnsupportedError`; else Triton if it can.
+
+    Falling back from a GPU is logged as a warning, from a CPU (where nobody expects kernels) as information, once a reason.
+    """
+    if requested is not None:
+        reasons = BACKENDS[requested].runs_on(device)
+        if reasons:
+            raise UnsupportedError(f"backend {requested!r} cannot run on {device}", reasons)
+        return requested
+    reasons = BACKENDS["triton"].runs_on(device)
+    if not reasons:
+        return "triton"
+    message = f"mlpdsl: PyTorch's own operations run on {device.type}: {'; '.join(reasons)}"
+    if message not in _said:
+        _said.add(message)
+        _log.log(logging.WARNING if device.type == "cuda" else logging.INFO, message)
+    return "eager"

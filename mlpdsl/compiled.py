@@ -1,0 +1,143 @@
+"""`mlpdsl.compile`: a spec and options in, a callable out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlpdsl import source
+from mlpdsl.backends import choose_backend, requested_backend
+from mlpdsl.checks import check_call, torch_dtype
+from mlpdsl.errors import ShapeError, SpecError, UnsupportedError, describe
+from mlpdsl.eager import check_spec, evaluate
+from mlpdsl.spec import MLPSpec
+from mlpdsl.target import detect
+
+__all__ = ["CompiledMLP", "compile"]
+
+
+class CompiledMLP:
+    """A callable for one spec: `y = mlp(x, *params, **operands)`. Made by `mlpdsl.compile`.
+
+    x is (..., d_in); params come in the order of `spec.parameter_shapes()`; operands (see `spec.operands()`) by keyword; y is
+    (..., d_out). All in the spec's dtype and on one device, which may change from call to call. Where x or a parameter or operand
+    requires grad, so does y. Gradients come back in each tensor's own dtype; a second derivative raises RuntimeError.
+
+    Under autocast a float32 spec runs in autocast's dtype, and arguments are cast as `nn.Linear` would cast them. Raises
+    `ShapeError` before anything is launched, `UnsupportedError` where the chosen backend cannot run.
+    """
+
+    def __init__(self, spec: MLPSpec, backend: str | None) -> None:
+        self.spec = spec
+        self.backend = backend
+        self._json = spec.to_json()
+        self._kinds = tuple(spec.operands())
+        self._variants: dict[torch.dtype, CompiledMLP] = {torch_dtype(spec.dtype): self}
+        self._chosen: dict[str, str] = {}
+
+    def __call__(self, x: Tensor, *params: Tensor, **operands: Tensor) -> Tensor:
+        if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+            return self._autocast(x, params, operands)
+        return self._run(x, params, operands)
+
+    def _run(self, x: Tensor, params: tuple[Tensor, ...], operands: dict[str, Tensor]) -> Tensor:
+        check_call(self.spec, x, params, operands)
+        if self._backend_for(x.device) == "eager":
+            return evaluate(self.spec, x, params, operands)
+        from mlpdsl.autograd import run
+
+        return run(self._json, x, params, [operands[name] for name in self._kinds])
+
+    def _backend_for(self, device: torch.device) -> str:
+        chosen = self._chosen.get(device.type)
+        if chosen is None:
+            chosen = self._chosen[device.type] = choose_backend(self.backend, device)
+        return chosen
+
+    def _autocast(self, x: Tensor, params: tuple[Tensor, ...], operands: dict[str, Tensor]) -> Tensor:
+        """Cast, then run the variant of autocast's dtype with autocast off, so that nothing is cast twice."""
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if self.spec.dtype == "float32" else torch_dtype(self.spec.dtype)
+        with torch.autocast(device, enabled=False):
+            cast = [_cast(t, dtype) for t in (x, *params)]
+            return self.with_dtype(dtype)._run(cast[0], tuple(cast[1:]), {k: _cast(v, dtype) for k, v in operands.items()})
+
+    def with_dtype(self, dtype: torch.dtype) -> CompiledMLP:
+        """The same MLP in another dtype (float32, float16 or bfloat16). Raises `SpecError` for any other."""
+        found = self._variants.get(dtype)
+        if found is None:
+            precision = self.spec.precision if dtype == torch.float32 else "ieee"
+            variant = CompiledMLP(self.spec.replace(dtype=dtype, precision=precision), self.backend)
+            variant._variants = self._variants
+            found = self._variants[dtype] = variant
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self.spec, self.backend)
+
+    def __repr__(self) -> str:
+        chosen = f", backend={self.backend!r}" if self.backend else ""
+        return f"mlpdsl.compile({self.spec!r}{chosen})"
+
+
+def _restore(spec: MLPSpec, backend: str | None) -> CompiledMLP:
+    return compile(spec, backend=backend)
+
+
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Autocast's rule: floating tensors of another dtype are cast, float64 and integers are left for the check to refuse."""
+    return t.to(dtype) if isinstance(t, Tensor) and t.dtype in (torch.float32, torch.float16, torch.bfloat16) else t
+
+
+def compile(spec: MLPSpec, *, save: str = "preact", batch_invariant: bool = False, backend: str | None = None) -> CompiledMLP:
+    """Lower `spec` and return a callable for it. Safe at import: no GPU is touched, nothing is compiled or tuned.
+
+    Writes the generated source into the cache if it is not there yet and the architecture is known without a GPU context;
+    else the first call does. `save` says what forward keeps for backward ("preact": the preactivations); `batch_invariant` asks
+    for rows that do not depend on their batch; `backend` is "triton", "eager" or None (MLPDSL_BACKEND, else by device).
+    Raises `SpecError`, and `UnsupportedError` for what this release cannot do.
+    """
+    check_spec(spec)
+    _check_options(save, batch_invariant)
+    chosen = requested_backend(backend)
+    if chosen != "eager":
+        target = detect()
+        if target is not None:
+            source.ensure(spec, target, "triton")
+    return CompiledMLP(spec, chosen)
+
+
+def _check_options(save: object, batch_invariant: object) -> None:
+    if save not in ("preact", "input", "all"):
+        raise SpecError(describe("save", save, "'preact', 'input', 'all'", "Leave it out to keep the preactivations."))
+    if type(batch_invariant) is not bool:
+        raise SpecError(describe("batch_invariant", batch_invariant, "True or False", "Leave it out for False."))
+    reasons = []
+    if save != "preact":
+        reasons.append(f"save={save!r} comes in a later release; save='preact' is the one there is")
+    if batch_invariant:
+        reasons.append("batch_invariant=True comes in a later release")
+    if reasons:
+        raise UnsupportedError("mlpdsl.compile: valid options that this release does not have", reasons)
+
+
+def warmup(spec: MLPSpec, m: tuple[int, ...] = (1,), backward: bool = False, device: Any = None) -> None:
+    """Run `spec` once for each number of rows in `m` on random data, so that no later call compiles.
+
+    `device` defaults to the current GPU. With `backward`, also forward with saving and every gradient.
+    Raises `SpecError`, `ShapeError` for an m below 0, `UnsupportedError` where no GPU kernel can run.
+    """
+    mlp = compile(spec, backend="triton")
+    device = torch.device("cuda" if device is None and torch.cuda.is_available() else device or "cpu")
+    make = {"dtype": torch_dtype(spec.dtype), "device": device, "requires_grad": backward}
+    params = [torch.randn(shape, **make) for shape in spec.parameter_shapes().values()]
+    for rows in m:
+        if type(rows) is not int or rows < 0:
+            raise ShapeError(describe("m", rows, "numbers of rows, 0 or more", "Pass a tuple of integers."))
+        shapes = {"tile": (rows, spec.d_out), "column": (spec.d_out,), "scalar": ()}
+        operands = {name: torch.randn(shapes[kind], **make) for name, kind in spec.operands().items()}
+        y = mlp(torch.randn(rows, spec.d_in, **make), *params, **operands)
+        if backward:
+            y.backward(torch.randn_like(y))

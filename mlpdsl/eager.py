@@ -1,0 +1,112 @@
+"""The reference: the MLP of a spec in plain eager PyTorch, in the spec's dtype. It is also what runs where no kernel can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mlpdsl.checks import check_call
+from mlpdsl.names import EPILOGUE_OPERANDS
+from mlpdsl.spec import MLPSpec
+
+__all__ = ["reference"]
+
+
+@lru_cache(maxsize=None)
+def _activation(name: str) -> Callable[[Tensor], Tensor]:
+    # The functions that were traced into the kernels are the reference: there is no second list to drift from.
+    from mlpdsl.codegen.expr.registered import definitions
+
+    return definitions()[name]
+
+
+@contextmanager
+def _matmul_precision(tf32: bool) -> Iterator[None]:
+    """float32 products on CUDA in float32, or in TF32, whatever torch's global flag says; the flag is put back."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+class _PreciseLinear(torch.autograd.Function):
+    """F.linear whose three products, forward and backward, keep the spec's precision."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.tf32 = tf32
+        with _matmul_precision(tf32):
+            return F.linear(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
+        with _matmul_precision(ctx.tf32):
+            by_x = grad @ weight if ctx.needs_input_grad[0] else None
+            by_weight = flat.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
+        return by_x, by_weight, flat.sum(0) if ctx.needs_input_grad[2] else None, None
+
+
+def _linear(spec: MLPSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # tf32x3 has no counterpart in eager PyTorch: full float32 is the more exact way to do it.
+    tf32 = spec.precision == "tf32"
+    if spec.dtype == "float32" and x.is_cuda and torch.backends.cuda.matmul.allow_tf32 != tf32:
+        result: Tensor = _PreciseLinear.apply(x, weight, bias, tf32)  # type: ignore[no-untyped-call]
+        return result
+    return F.linear(x, weight, bias)
+
+
+def evaluate(spec: MLPSpec, x: Tensor, params: tuple[Tensor, ...], operands: dict[str, Tensor]) -> Tensor:
+    """The formula of `MLPSpec`, one eager operation after the other; every argument already checked."""
+    step = 2 if spec.bias else 1
+    linears = [(params[i], params[i + 1] if spec.bias else None) for i in range(0, len(params), step)]
+    if spec.depth > 1:
+        act = _activation(spec.activation)
+        if spec.gated:
+            gate, up = (_linear(spec, x, *linear) for linear in linears[:2])
+            x = act(gate) * up
+        else:
+            for linear in linears[:-1]:
+                x = act(_linear(spec, x, *linear))
+    y = _linear(spec, x, *linears[-1])
+    for name in spec.epilogue:
+        if name == "residual":
+            y = y + operands[name]
+        elif name in EPILOGUE_OPERANDS:
+            y = y * operands[name].to(y.dtype)
+        else:
+            y = _activation(name)(y)
+    return y
+
+
+def reference(spec: MLPSpec) -> Callable[..., Tensor]:
+    """The MLP in eager PyTorch: `reference(spec)(x, *params, **operands)`, with the signature of `compile(spec)`.
+
+    x is (..., dims[0]), the result (..., dims[-1]), all in the spec's dtype and on one device. Raises `ShapeError`.
+    """
+    check_spec(spec)
+
+    def run(x: Tensor, *params: Tensor, **operands: Tensor) -> Tensor:
+        check_call(spec, x, params, operands)
+        return evaluate(spec, x, params, operands)
+
+    return run
+
+
+def check_spec(spec: object) -> None:
+    """Raise `SpecError` for anything but an `MLPSpec`."""
+    from mlpdsl.errors import SpecError, describe
+
+    if not isinstance(spec, MLPSpec):
+        raise SpecError(describe("spec", spec, "an MLPSpec", "Write MLPSpec(dims=..., activation=...), or MLPSpec.from_json(text)."))

@@ -1,0 +1,140 @@
+"""What every generated launcher needs: does memory fit the tensor memory accelerator, descriptors, grids.
+
+Imported by generated modules, so it imports torch and triton; nothing that declares or compiles a spec imports it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from mlpdsl.codegen.plan import Config
+
+__all__ = [
+    "POINTWISE", "Launch", "describe", "describe_pair", "describe_planes", "distance", "empty_like", "fits_pair", "fits_tma",
+    "programs", "second_first", "tiles",
+]  # fmt: skip
+
+POINTWISE: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
+"""Launch options of the kernels without a product."""
+
+_GRANULE = 16
+"""Bytes: what TMA wants base addresses and strides to be multiples of."""
+
+_MAX_STRIDE = 2**40
+"""Bytes: TMA strides are smaller than this."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A `Config` as launchers read it, with the options that Triton takes beside the kernel's own arguments."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    group_m: int
+    splits: int
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: Config) -> Launch:
+        # enable_fp_fusion is said aloud because Triton's default for it changes between releases.
+        options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+        return cls(config.block_m, config.block_n, config.block_k, config.group_m, config.splits, options)
+
+
+def fits_tma(*tensors: torch.Tensor) -> bool:
+    """Whether descriptors can describe the tensors as they lie: dense rows, 16-byte base and strides, nothing empty or expanded."""
+    for t in tensors:
+        size = t.element_size()
+        if t.stride(-1) != 1 or t.data_ptr() % _GRANULE or t.numel() == 0:
+            return False
+        for extent, stride in zip(t.shape[:-1], t.stride()[:-1], strict=True):
+            if extent > 1 and (stride < t.shape[-1] or stride * size % _GRANULE or stride * size >= _MAX_STRIDE):
+                return False
+    return True
+
+
+def _strides(t: torch.Tensor) -> list[int]:
+    """The strides, but those of dimensions of size 1, which torch leaves arbitrary, as in a contiguous tensor."""
+    strides = list(t.stride())
+    for i in range(t.dim() - 2, -1, -1):
+        if t.shape[i] == 1:
+            inner = strides[i + 1] * t.shape[i + 1]
+            strides[i] = -(-inner // 8) * 8  # a multiple of 16 bytes for 2-byte elements
+    return strides
+
+
+def describe(t: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """A host descriptor of a matrix, in tiles of (rows, columns)."""
+    return TensorDescriptor(t, list(t.shape), _strides(t), [rows, columns])
+
+
+def describe_planes(t: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """A host descriptor of (planes, M, N), in tiles of one plane's (rows, columns)."""
+    return TensorDescriptor(t, list(t.shape), _strides(t), [1, rows, columns])
+
+
+def second_first(first: torch.Tensor, second: torch.Tensor) -> int:
+    """1 where the second of two weights lies at the lower address, else 0."""
+    return int(second.data_ptr() < first.data_ptr())
+
+
+def describe_pair(first: torch.Tensor, second: torch.Tensor, planes: int, rows: int, columns: int) -> TensorDescriptor:
+    """One host descriptor [2, N, K] over two allocations, the lower address first; its outer stride is their distance.
+
+    Its tiles are (planes, rows, columns). Only for weights that pass `fits_pair`.
+    """
+    low, high = (second, first) if second_first(first, second) else (first, second)
+    apart = (high.data_ptr() - low.data_ptr()) // low.element_size()
+    return TensorDescriptor(low, [2, *low.shape], [apart, *_strides(low)], [planes, rows, columns])
+
+
+def distance(first: torch.Tensor, second: torch.Tensor) -> int:
+    """How many elements after the first tensor the second one starts; negative where it lies before."""
+    return (second.data_ptr() - first.data_ptr()) // first.element_size()
+
+
+def fits_pair(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether one descriptor can span two weights that pass `fits_tma`: equal strides, a distance that TMA can step.
+
+    CUDA documents outer strides as multiples of inner ones, and this is not one, so it is proved once per device.
+    """
+    apart = abs(second.data_ptr() - first.data_ptr())
+    if first.stride() != second.stride() or not 0 < apart < _MAX_STRIDE or apart % _GRANULE:
+        return False
+    return _pair_proved(first.device)
+
+
+@lru_cache(maxsize=None)
+def _pair_proved(device: torch.device) -> bool:
+    """Copy two small, oddly spaced matrices through one descriptor and compare; False where anything goes wrong."""
+    if device.type == "cpu":
+        return True  # the interpreter follows strides exactly
+    from mlpdsl.probe import pair_descriptor_works
+
+    return pair_descriptor_works(device)
+
+
+def tiles(config: Launch, rows: int, columns: int) -> int:
+    """How many tiles cover (rows, columns)."""
+    return -(-rows // config.block_m) * -(-columns // config.block_n)
+
+
+@lru_cache(maxsize=None)
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+
+
+def programs(t: torch.Tensor, tiles: int) -> int:
+    """How many persistent programs walk the tiles: one a multiprocessor (3 when interpreting, so that they do walk)."""
+    return min(tiles, _processors(t.device))
+
+
+def empty_like(t: torch.Tensor) -> torch.Tensor:
+    """A contiguous, uninitialised tensor of t's shape, dtype and device."""
+    return torch.empty_like(t, memory_format=torch.contiguous_format)

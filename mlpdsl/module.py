@@ -1,0 +1,56 @@
+"""`mlpdsl.MLP`: the compiled MLP as an `nn.Module` whose parameters are those of ordinary `nn.Linear` children."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlpdsl.checks import torch_dtype
+from mlpdsl.compiled import compile
+from mlpdsl.spec import MLPSpec
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Module):
+    """y = MLP(x): the spec's linears as `nn.Linear` children, run by the generated kernels.
+
+    The keys of `state_dict()` are those of `spec.parameter_shapes()`, initialised as `nn.Linear` does. `forward` takes
+    x (..., d_in), and the epilogue's operands by keyword; it runs in the dtype the parameters have now, so that
+    `layer.bfloat16()` changes the kernels too. `compile_options` go to `mlpdsl.compile`.
+    """
+
+    def __init__(self, spec: MLPSpec, device: torch.device | str | None = None, **compile_options: Any) -> None:
+        super().__init__()
+        self._mlp = compile(spec, **compile_options)
+        self.spec = spec
+        shapes = spec.parameter_shapes()
+        for name, shape in shapes.items():
+            if len(shape) == 2:
+                linear = nn.Linear(shape[1], shape[0], bias=spec.bias, device=device, dtype=torch_dtype(spec.dtype))
+                self._attach(name.removesuffix(".weight"), linear)
+        self._linears = tuple(name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2)
+
+    def _attach(self, name: str, linear: nn.Linear) -> None:
+        parent, _, leaf = name.rpartition(".")
+        if parent and not hasattr(self, parent):
+            setattr(self, parent, nn.ModuleList())
+        if parent:
+            getattr(self, parent).append(linear)
+        else:
+            setattr(self, leaf, linear)
+
+    def forward(self, x: Tensor, **operands: Tensor) -> Tensor:
+        """(..., d_in) to (..., d_out). Raises `ShapeError` where x or an operand does not fit."""
+        params: list[Tensor] = []
+        for name in self._linears:
+            linear = self.get_submodule(name)
+            params.append(linear.weight)
+            if self.spec.bias:
+                params.append(linear.bias)
+        return self._mlp.with_dtype(params[0].dtype)(x, *params, **operands)
+
+    def extra_repr(self) -> str:
+        return self.spec.short_name

@@ -1,0 +1,138 @@
+"""The torch operators `mlpdsl::forward` and `mlpdsl::backward`: what torch.compile, export and fake tensors see.
+
+Both take the spec as its JSON, so a saved program means the same in another process. They are defined by `torch.library`'s
+define and impl, which cost a third of a `custom_op`; autograd stands outside, in `autograd`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlpdsl.dispatch import plan_of, runner
+
+__all__ = ["OPS", "backward", "forward"]
+
+_library = torch.library.Library("mlpdsl", "DEF")
+_library.define("forward(Tensor x, Tensor[] parameters, Tensor[] operands, str spec, bool save) -> Tensor[]")
+_library.define(
+    "backward(Tensor grad, Tensor x, Tensor[] parameters, Tensor[] operands, Tensor[] saved, bool[] needs, str spec) -> Tensor[]"
+)
+
+
+def _on_device(t: Tensor) -> Any:
+    """The context in which kernels for t are launched: its device is the current one."""
+    return torch.cuda.device(t.device) if t.is_cuda else _NOTHING
+
+
+class _Nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+_NOTHING = _Nothing()
+
+
+def _alike(spec: str, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The parameters as kernels read them: vectors dense, gate and up with equal strides. Copies only what is not."""
+    tensors = [p if p.dim() == 2 else p.contiguous() for p in parameters]
+    linears = plan_of(spec).linears
+    if linears[0].planes == 2:
+        gate, up = linears[0].weights
+        if tensors[gate].stride() != tensors[up].stride():
+            tensors[gate], tensors[up] = tensors[gate].contiguous(), tensors[up].contiguous()
+    return tensors
+
+
+def _flat(t: Tensor) -> Tensor:
+    """(..., n) as (M, n), without a copy where strides allow."""
+    return t if t.dim() == 2 else t.reshape(-1, t.shape[-1])
+
+
+def _flat_operands(spec: str, operands: Sequence[Tensor]) -> list[Tensor]:
+    kinds = [o.kind for o in plan_of(spec).epilogue.operands]
+    return [_flat(o) if kind == "tile" else o.reshape(-1).contiguous() for o, kind in zip(operands, kinds, strict=True)]
+
+
+def _forward(x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Tensor], spec: str, save: bool) -> list[Tensor]:
+    if x.numel() == 0:
+        return _forward_fake(x, parameters, operands, spec, save)  # no rows: every result is empty
+    run = runner(spec, x.device)
+    with _on_device(x):
+        results: list[Tensor] = run.module.forward(
+            _flat(x), _alike(spec, parameters), _flat_operands(spec, operands), save, run.pick
+        )
+    if x.dim() != 2:
+        results[0] = results[0].view(*x.shape[:-1], results[0].shape[-1])
+    return results
+
+
+def _forward_fake(x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Tensor], spec: str, save: bool) -> list[Tensor]:
+    plan = plan_of(spec)
+    rows = x.numel() // x.shape[-1]
+    results = [x.new_empty((*x.shape[:-1], plan.linears[-1].width_out))]
+    if save:
+        results += [x.new_empty((linear.planes, rows, linear.width_out)) for linear in plan.linears[:-1]]
+        if plan.epilogue.tile_needed:
+            results.append(x.new_empty((1, rows, plan.linears[-1].width_out)))
+    return results
+
+
+def _returned(spec: str, needs: Sequence[bool], parameters: Sequence[Tensor]) -> list[bool]:
+    """Which gradients `backward` returns: those needed, but for operands whose gradient is the output's own."""
+    same_as = plan_of(spec).epilogue.same_as
+    first = 1 + len(parameters)
+    return [need and not (i >= first and same_as[i - first] == "grad") for i, need in enumerate(needs)]
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    operands: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    needs: Sequence[bool],
+    spec: str,
+) -> list[Tensor]:
+    if x.numel() == 0:
+        # A sum over no rows is zero.
+        return [g.zero_() for g in _backward_fake(grad, x, parameters, operands, saved, needs, spec)]
+    run = runner(spec, x.device)
+    flat_operands = _flat_operands(spec, operands)
+    with _on_device(x):
+        grads: list[Tensor | None] = run.module.backward(
+            _flat(grad), _flat(x), _alike(spec, parameters), flat_operands, list(saved), list(needs), run.pick
+        )
+    inputs = [x, *parameters, *operands]
+    returned = _returned(spec, needs, parameters)
+    return [g.view(i.shape) for g, i, wanted in zip(grads, inputs, returned, strict=True) if wanted and g is not None]
+
+
+def _backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    operands: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    needs: Sequence[bool],
+    spec: str,
+) -> list[Tensor]:
+    inputs = [x, *parameters, *operands]
+    wanted = _returned(spec, needs, parameters)
+    return [t.new_empty(t.shape) for t, want in zip(inputs, wanted, strict=True) if want]
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("forward", _forward, _key)
+    _library.impl("backward", _backward, _key)
+torch.library.register_fake("mlpdsl::forward", _forward_fake, lib=_library)
+torch.library.register_fake("mlpdsl::backward", _backward_fake, lib=_library)
+
+forward = torch.ops.mlpdsl.forward.default
+backward = torch.ops.mlpdsl.backward.default
+
+OPS = (forward, backward)
+"""The operators, in the form that selective activation checkpointing compares with (`op.default`, not the packet)."""

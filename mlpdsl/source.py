@@ -1,0 +1,105 @@
+"""From a spec to its generated source: the key, the text, and where the text lies on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from mlpdsl.cache import SourceCache, digest
+from mlpdsl.errors import UnsupportedError
+from mlpdsl.spec import MLPSpec
+from mlpdsl.target import Target, detect, parse_target
+from mlpdsl.version import __version__
+
+__all__ = ["DEFAULT_TARGET", "Generated", "generate"]
+
+DEFAULT_TARGET = "sm_90"
+"""What is generated for where there is no GPU to ask and no MLPDSL_TARGET."""
+
+CACHE = SourceCache()
+"""The process's cache of generated source; its root is looked up anew at each use."""
+
+SOURCE_SCHEMA = "1"
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The source written for one spec on one target.
+
+    `files` maps names to texts; `text` is all of them; `key` is the sha256 of everything the text depends on; `path` is
+    where `kernel.py` lies, or would lie if the cache could be written.
+    """
+
+    files: Mapping[str, str]
+    key: str
+    path: Path
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.files.values())
+
+
+def source_key(spec: MLPSpec, target: Target, backend: str) -> str:
+    """The digest of what a generated file depends on: schema, spec, target, backend, generator and its versions.
+
+    The plan is a function of these (its code is in the generator's digest), so it needs no part of its own.
+    """
+    from mlpdsl.codegen.render import generator_hash
+
+    return digest(SOURCE_SCHEMA, spec.to_json(), target.name, backend, generator_hash(), __version__)
+
+
+def entry_name(spec: MLPSpec, target: Target) -> str:
+    """The readable part of the cache entry's name."""
+    return f"{spec.short_name}-{target.name}"
+
+
+@lru_cache(maxsize=1024)
+def source_text(spec: MLPSpec, target: Target, backend: str) -> tuple[str, str]:
+    """Key and rendered text."""
+    from mlpdsl.backends import backend_named
+    from mlpdsl.codegen.lower import lower
+
+    key = source_key(spec, target, backend)
+    plan = lower(spec, target)
+    chosen = backend_named(backend)
+    reasons = chosen.supports(plan, target)
+    if reasons:
+        raise UnsupportedError(f"backend {backend!r} cannot write {spec.short_name} for {target.name}", reasons)
+    return key, chosen.emit(plan, key)
+
+
+def publish(spec: MLPSpec, target: Target, backend: str) -> tuple[str, str, Path]:
+    """Key, text and path of the source, with the file on disk holding exactly that text where the disk allows."""
+    key, text = source_text(spec, target, backend)
+    manifest = {"spec": spec.to_json(), "target": target.name, "backend": backend, "mlpdsl": __version__}
+    return key, text, CACHE.publish(entry_name(spec, target), key, text, manifest)
+
+
+def ensure(spec: MLPSpec, target: Target, backend: str) -> None:
+    """Make sure the file is there. With a warm cache this computes a key and looks, and renders nothing."""
+    if not CACHE.present(entry_name(spec, target), source_key(spec, target, backend)):
+        publish(spec, target, backend)
+
+
+def generate(spec: MLPSpec, target: str | Target | None = None, m: int | None = None, backend: str = "triton") -> Generated:
+    """Write the source for `spec` without running it; needs no GPU, only jinja2.
+
+    `target` is an architecture ("sm_90", "gfx942"; default: this machine's, else sm_90). With `m`, the number of rows, the
+    result also has `configs.json`: the tile sizes each kernel would get. Raises `SpecError`, `UnsupportedError`.
+    """
+    from mlpdsl.eager import check_spec
+
+    check_spec(spec)
+    chosen = parse_target(target) if target is not None else detect() or parse_target(DEFAULT_TARGET)
+    key, text, path = publish(spec, chosen, backend)
+    files = {"kernel.py": text}
+    if m is not None:
+        import json
+
+        from mlpdsl.explanation import configs
+
+        files["configs.json"] = json.dumps({k: c.to_dict() for k, c in configs(spec, m, chosen).items()}, indent=1) + "\n"
+    return Generated(files, key, path)

@@ -1,0 +1,428 @@
+"""`MLPSpec`: what an MLP is, as data. How it runs is decided elsewhere."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, NoReturn
+
+from mlpdsl.errors import ShapeError, SpecError, UnsupportedError, describe, shorten
+from mlpdsl.names import (
+    ACTIVATIONS,
+    DTYPES,
+    EPILOGUE_OPERANDS,
+    LATER_LAYOUTS,
+    LAYOUTS,
+    PRECISIONS,
+    REFUSED,
+    canonical_activation,
+    did_you_mean,
+    exact_str,
+    listed,
+)
+
+__all__ = ["SCHEMA_VERSION", "MLPSpec"]
+
+SCHEMA_VERSION = 1
+"""The version of the JSON form that this release writes, and the newest that it reads."""
+
+MAX_DIMS = 257
+MAX_WIDTH = 2**30
+MAX_EPILOGUES = 32
+MAX_JSON = 1_000_000
+"""Characters (or bytes) of JSON that `MLPSpec.from_json` reads at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPSpec:
+    """One MLP: widths, activation, and what is done to the output.
+
+    With h₀ = x of shape (M, dims[0]), weights Wᵢ of shape (dims[i+1], dims[i]) and L = len(dims) - 1 linears:
+
+        hᵢ₊₁ = act(hᵢ·Wᵢᵀ + bᵢ)  for i < L - 1,      y = epilogue(h_{L-1}·W_{L-1}ᵀ + b_{L-1})
+
+    and where `gated` (three dims):  y = epilogue((act(x·Wgᵀ + bg) ∘ (x·Wuᵀ + bu))·Wdᵀ + bd).
+
+    Validated and brought to canonical form at once: aliases are resolved ("swish" is "silu"), dims become a tuple of
+    int, a torch dtype its name, and "identity" leaves the epilogue, so that equal MLPs are equal specs with equal
+    hashes. Raises `SpecError` where the declaration is wrong, `UnsupportedError` where this release cannot do it.
+    """
+
+    dims: tuple[int, ...]
+    """Widths of input, hidden layers and output: 2 to 257 of them, each from 1 to 2**30. A list, or integers of another
+    type (numpy's), will do."""
+    activation: str
+    """A registered name (`mlpdsl.names.ACTIVATIONS`), applied between layers; "identity" where there are two dims."""
+    gated: bool = False
+    """Whether the hidden layer is act(gate) ∘ up; exactly three dims."""
+    bias: bool = False
+    """Whether every linear has a bias; else none has."""
+    dtype: str = "float32"
+    """Of input, parameters, operands and output: "float32", "float16" or "bfloat16", or a torch dtype."""
+    precision: str = "ieee"
+    """How float32 is multiplied: "ieee", "tf32", or "tf32x3" (three tf32 products, near float32)."""
+    epilogue: tuple[str, ...] = ()
+    """Applied to the output in order, in float32, before its one rounding: "residual", "layer_scale", "scale" (each
+    once, with an operand of that name), or names of activations."""
+    layout: str = "separate"
+    """How the weights lie in memory: one (out_features, in_features) tensor each."""
+
+    def __post_init__(self) -> None:
+        canonical = {
+            "dims": _dims(self.dims),
+            "activation": _activation(self.activation),
+            "gated": _bool("gated", self.gated),
+            "bias": _bool("bias", self.bias),
+            "dtype": _dtype(self.dtype),
+            "precision": _word("precision", self.precision, PRECISIONS),
+            "epilogue": _epilogue(self.epilogue),
+            "layout": _layout(self.layout),
+        }
+        for name, value in canonical.items():
+            object.__setattr__(self, name, value)
+        if self.gated and len(self.dims) != 3:
+            _wrong("dims", self.dims, "three widths (input, hidden, output) where gated=True", "Set gated=False.")
+        if len(self.dims) == 2 and self.activation != "identity":
+            step = f"write activation='identity', epilogue=('{self.activation}',)."
+            step = f"An activation on the output is an epilogue: {step}"
+            _wrong("activation", self.activation, "'identity' where there are two dims (one linear)", step)
+        if self.precision != "ieee" and self.dtype != "float32":
+            step = f"Leave precision out for {self.dtype}, or set dtype='float32'."
+            _wrong("precision", self.precision, f"'ieee' where dtype is '{self.dtype}'", step)
+
+    @property
+    def d_in(self) -> int:
+        """Width of the input: dims[0]."""
+        return self.dims[0]
+
+    @property
+    def d_out(self) -> int:
+        """Width of the output: dims[-1]."""
+        return self.dims[-1]
+
+    @property
+    def depth(self) -> int:
+        """Number of layers, len(dims) - 1; gate and up together are one."""
+        return len(self.dims) - 1
+
+    @property
+    def short_name(self) -> str:
+        """A name for people and file names, like "gated-silu-4096x14336x4096-bf16"; not unique.
+
+        At most 60 characters of [a-z0-9_.x-], made only of enumerated words and integers.
+        """
+        number = "fp32" if self.precision == "ieee" else self.precision
+        tag = {"float32": number, "float16": "fp16", "bfloat16": "bf16"}[self.dtype]
+        start = f"{'gated-' if self.gated else ''}{self.activation}"
+        whole = "x".join(map(str, self.dims))
+        ends = f"x..x{self.d_out}-{len(self.dims)}dims"
+        candidates = [whole] if len(self.dims) <= 4 else []
+        candidates += [f"{self.dims[0]}x{self.dims[1]}{ends}", f"{self.dims[0]}{ends}"]
+        names = [f"{start}-{widths}-{tag}" for widths in candidates]
+        return next((name for name in names if len(name) <= 60), names[-1])
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name to shape of every parameter, in the order a call takes them; also the keys of a `state_dict`.
+
+        Weights are (out_features, in_features), biases (out_features,). Layers are `gate_proj, up_proj, down_proj`
+        where gated, `fc1, fc2` with one hidden layer, `layers.0, layers.1, …` otherwise.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, (d_in, d_out) in self._linears().items():
+            shapes[f"{name}.weight"] = (d_out, d_in)
+            if self.bias:
+                shapes[f"{name}.bias"] = (d_out,)
+        return shapes
+
+    def _linears(self) -> dict[str, tuple[int, int]]:
+        """Name of every linear to (in_features, out_features)."""
+        pairs = list(zip(self.dims, self.dims[1:], strict=False))
+        if self.gated:
+            return {"gate_proj": pairs[0], "up_proj": pairs[0], "down_proj": pairs[1]}
+        if len(pairs) == 2:
+            return {"fc1": pairs[0], "fc2": pairs[1]}
+        return {f"layers.{index}": pair for index, pair in enumerate(pairs)}
+
+    def operands(self) -> dict[str, str]:
+        """Name to kind of the operands a call takes by keyword, in epilogue order.
+
+        Kinds: "tile" (M, N), "column" (N,), "scalar" (), with N = d_out.
+        """
+        return {name: EPILOGUE_OPERANDS[name] for name in self.epilogue if name in EPILOGUE_OPERANDS}
+
+    def flops(self, m: int) -> int:
+        """Floating-point operations of the forward GEMMs on m rows: 2·m·Σ in_features·out_features over all linears.
+
+        A multiply-add counts as two; gate and up count as two linears; bias, activation and epilogue do not count.
+        Raises `ShapeError` where m is not an integer, 0 or more.
+        """
+        return 2 * _rows(m) * sum(d_in * d_out for d_in, d_out in self._linears().values())
+
+    def bytes_moved(self, m: int) -> int:
+        """Bytes that an ideal fused forward moves on m rows: x, every parameter and operand read once, y written once.
+
+        itemsize·(m·(d_in + d_out) + parameters + operands), where a tile counts m·d_out elements, a column d_out and a
+        scalar 1. Hidden tensors stay on chip and do not count. Raises `ShapeError` as `flops` does.
+        """
+        rows = _rows(m)
+        weights = sum(d_out * (d_in + self.bias) for d_in, d_out in self._linears().values())
+        sizes = {"tile": rows * self.d_out, "column": self.d_out, "scalar": 1}
+        extra = sum(sizes[kind] for kind in self.operands().values())
+        return DTYPES[self.dtype] * (rows * (self.d_in + self.d_out) + weights + extra)
+
+    def replace(self, **changes: Any) -> MLPSpec:
+        """A copy with these fields changed, validated again. Raises as the constructor does, and for unknown names."""
+        _refuse_unknown("replace()", changes, _FIELDS)
+        return replace(self, **changes)
+
+    def to_json(self) -> str:
+        """The canonical JSON form: every field and `schema_version`, keys sorted, no spaces, ASCII.
+
+        Equal specs give equal text, in every process: it is what cache keys and exported programs hold.
+        """
+        return self._json
+
+    @cached_property
+    def _json(self) -> str:
+        # Kept: the op takes this text at every call.
+        content = {"schema_version": SCHEMA_VERSION, **{name: getattr(self, name) for name in _FIELDS}}
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> MLPSpec:
+        """The spec that `to_json` wrote. Fields with defaults, and `schema_version`, may be left out.
+
+        `text` is at most 10^6 characters (or bytes of UTF-8). Raises `SpecError` for anything but one JSON object with
+        known, unrepeated keys and valid values, and for a newer schema; `UnsupportedError` as the constructor does.
+        """
+        content = _read_json(text)
+        version = content.pop("schema_version", SCHEMA_VERSION)
+        where = "MLPSpec.from_json, schema_version"
+        allowed = f"an integer from 1 to {SCHEMA_VERSION}"
+        if type(version) is not int or version < 1:
+            raise SpecError(describe(where, version, allowed, f"Write {SCHEMA_VERSION}, or leave it out."))
+        if version > SCHEMA_VERSION:
+            step = "A newer mlpdsl wrote this: upgrade mlpdsl to read it."
+            raise SpecError(describe(where, version, allowed, step))
+        _refuse_unknown("MLPSpec.from_json", content, (*_FIELDS, "schema_version"))
+        missing = [name for name in ("dims", "activation") if name not in content]
+        if missing:
+            step = f"Add {listed(missing)}; the other fields have defaults."
+            raise SpecError(
+                describe("MLPSpec.from_json", list(content), "an object with 'dims' and 'activation'", step)
+            )
+        return cls(**content)
+
+    @classmethod
+    def from_hf(cls, config: object) -> MLPSpec:
+        """The spec of the MLPs of a transformers config. Not in this release: raises `UnsupportedError`."""
+        _later("MLPSpec.from_hf", "reading a transformers config", "Write MLPSpec(dims=..., activation=...).")
+
+    @classmethod
+    def from_module(cls, module: object) -> MLPSpec:
+        """The spec of an `nn.Module`. Not in this release: raises `UnsupportedError`."""
+        _later("MLPSpec.from_module", "reading a module", "Write MLPSpec(dims=..., activation=...).")
+
+    def __reduce__(self) -> tuple[Callable[[str], MLPSpec], tuple[str]]:
+        # Through the JSON form: what is unpickled is validated, and another release's pickle can be read.
+        return type(self).from_json, (self.to_json(),)
+
+
+_FIELDS = tuple(field.name for field in fields(MLPSpec))
+
+
+def _wrong(field: str, got: object, allowed: str, next_step: str) -> NoReturn:
+    raise SpecError(describe(f"MLPSpec.{field}", got, allowed, next_step))
+
+
+def _later(where: str, what: str, next_step: str) -> NoReturn:
+    reason = f"{what} comes in a later release"
+    raise UnsupportedError(f"{where}: {reason}. {next_step}", (reason,))
+
+
+def _integer(value: object) -> int | None:
+    """`value` as an int where it is one of some integer type; None for booleans, floats, arrays, strings …"""
+    kind = type(value)
+    if issubclass(kind, int):
+        return None if kind is bool else int.__index__(value)  # type: ignore[arg-type]
+    # Arrays and tensors of one element have __index__ too: they have a length, numpy's and torch's scalars have not.
+    if hasattr(kind, "__len__") or not hasattr(kind, "__index__") or kind.__name__ in ("bool", "bool_"):
+        return None
+    try:
+        return int(operator.index(value))  # type: ignore[arg-type]
+    except Exception:  # a foreign __index__ may raise anything; then it is no integer
+        return None
+
+
+def _rows(m: object) -> int:
+    rows = _integer(m)
+    if rows is None or rows < 0:
+        raise ShapeError(describe("m", m, "an integer, 0 or more", "Pass the number of rows of x."))
+    return rows
+
+
+def _dims(value: object) -> tuple[int, ...]:
+    if not issubclass(type(value), tuple | list):
+        step = "Write a tuple, for example dims=(768, 3072, 768)."
+        _wrong("dims", value, "a tuple or list of integers", step)
+    given: tuple[object, ...] | list[object] = value  # type: ignore[assignment]
+    if not 2 <= len(given) <= MAX_DIMS:
+        step = "Give the widths of input, hidden layers and output, for example dims=(768, 3072, 768)."
+        _wrong("dims", value, f"2 to {MAX_DIMS} widths, not {len(given)}", step)
+    widths = []
+    for at, entry in enumerate(given):
+        width = _integer(entry)
+        if width is None or not 1 <= width <= MAX_WIDTH:
+            whole = type(entry) is float and entry.is_integer() and 1 <= entry <= MAX_WIDTH
+            step = f"Write {int(entry)}." if whole else "Write the number of features as an int."  # type: ignore[call-overload]
+            _wrong(f"dims[{at}]", entry, f"an integer from 1 to {MAX_WIDTH}", step)
+        widths.append(width)
+    return tuple(widths)
+
+
+def _bool(field: str, value: object) -> bool:
+    if type(value) is not bool:
+        _wrong(field, value, "True or False", f"Write {field}=True or {field}=False.")
+    return value
+
+
+def _word(field: str, value: object, options: tuple[str, ...]) -> str:
+    word = exact_str(value)
+    if word is None or word not in options:
+        step = (did_you_mean(word, options) if word else "") or f"Write {field}='{options[0]}', or leave it out."
+        _wrong(field, value, listed(options), step)
+    return word
+
+
+_DTYPE_SLANG = {"fp32": "float32", "float": "float32", "f32": "float32", "single": "float32", "fp16": "float16"}
+_DTYPE_SLANG |= {"half": "float16", "f16": "float16", "bf16": "bfloat16"}
+
+
+def _dtype(value: object) -> str:
+    word = exact_str(value)
+    if word is None and type(value).__module__ == "torch" and type(value).__name__ == "dtype":
+        word = str(value)
+    if word is not None:
+        word = word.removeprefix("torch.")
+        if word in DTYPES:
+            return word
+    meant = _DTYPE_SLANG.get(word) if word else None
+    step = f"Did you mean '{meant}'?" if meant else "Choose one of these, as a string or a torch dtype."
+    if word == "tf32":
+        step = "For tf32, write dtype='float32', precision='tf32'."
+    _wrong("dtype", value, listed(DTYPES), step)
+
+
+def _is_function(value: object) -> bool:
+    """Whether this is a function, or the JSON form that one will have."""
+    return callable(value) or (type(value) is dict and "expr" in value)
+
+
+def _registered_hint(value: object) -> str:
+    """What to write instead of a function or module; torch's silu or SiLU() stands for a registered name."""
+    try:
+        word = (exact_str(getattr(value, "__name__", None)) or type(value).__name__).lower()
+        tanh = word == "gelu" and exact_str(getattr(value, "approximate", None)) == "tanh"
+    except Exception:  # a foreign attribute may raise anything; then there is nothing to go by
+        word, tanh = "", False
+    if word not in ACTIVATIONS:
+        return f"Use a registered name: {listed(ACTIVATIONS)}."
+    return f"If you mean the registered function, write '{'gelu_tanh' if tanh else word}'."
+
+
+def _activation(value: object) -> str:
+    if _is_function(value):
+        where = f"MLPSpec.activation: got {shorten(value)}"
+        _later(where, "a function as activation", _registered_hint(value))
+    return canonical_activation(value, "MLPSpec.activation")
+
+
+def _epilogue(value: object) -> tuple[str, ...]:
+    if not issubclass(type(value), tuple | list):
+        word = exact_str(value)
+        short = word is not None and (word in EPILOGUE_OPERANDS or word in ACTIVATIONS)
+        step = f"Write epilogue=('{word}',)." if short else "Write a tuple, for example epilogue=('residual',)."
+        _wrong("epilogue", value, "a tuple or list of epilogues", step)
+    given: tuple[object, ...] | list[object] = value  # type: ignore[assignment]
+    if len(given) > MAX_EPILOGUES:
+        _wrong("epilogue", value, f"at most {MAX_EPILOGUES} entries, not {len(given)}", "Shorten the list.")
+    entries = [_epilogue_entry(f"epilogue[{at}]", entry) for at, entry in enumerate(given)]
+    for at, name in enumerate(entries):
+        if name in EPILOGUE_OPERANDS and name in entries[:at]:
+            step = "Add or multiply the two operands before the call, and pass one."
+            _wrong(f"epilogue[{at}]", name, f"'{name}' once, because its operand goes by that name", step)
+    return tuple(name for name in entries if name != "identity")
+
+
+def _epilogue_entry(field: str, value: object) -> str:
+    word = exact_str(value)
+    if word is not None and word in EPILOGUE_OPERANDS:
+        return word
+    if _is_function(value):
+        _later(f"MLPSpec.{field}: got {shorten(value)}", "a function as epilogue", _registered_hint(value))
+    options = (*EPILOGUE_OPERANDS, *ACTIVATIONS)
+    if word is not None and word in REFUSED:
+        return canonical_activation(word, f"MLPSpec.{field}")
+    try:
+        return canonical_activation(value, f"MLPSpec.{field}")
+    except SpecError:
+        step = (did_you_mean(word, options) if word else "") or "Choose one of these names."
+    _wrong(field, value, listed(options), step)
+
+
+def _layout(value: object) -> str:
+    word = exact_str(value)
+    if word is not None and word in LATER_LAYOUTS:
+        _later(f"MLPSpec.layout: got '{word}'", f"layout='{word}'", "Split the weights, and use layout='separate'.")
+    return _word("layout", value, LAYOUTS)
+
+
+def _refuse_unknown(where: str, given: dict[str, Any], known: tuple[str, ...]) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        step = did_you_mean(unknown[0], known) or "Remove what is not one of these."
+        raise SpecError(describe(f"{where}, unknown field", ", ".join(unknown[:4]), listed(known), step))
+
+
+def _read_json(text: object) -> dict[str, Any]:
+    where = "MLPSpec.from_json"
+    step = "Pass what to_json() returned."
+    if not issubclass(type(text), str | bytes):
+        raise SpecError(describe(where, text, "JSON text as str or bytes", step))
+    source: str | bytes = text  # type: ignore[assignment]
+    if len(source) > MAX_JSON:
+        raise SpecError(describe(where, source, f"at most {MAX_JSON} characters, not {len(source)}", step))
+    try:
+        decoded = source.decode("utf-8") if isinstance(source, bytes) else source
+        content = json.loads(decoded, object_pairs_hook=_unrepeated, parse_constant=_constant)
+    except SpecError:
+        raise
+    except RecursionError:
+        raise SpecError(describe(where, source, "one JSON object, not nested so deeply", step)) from None
+    except UnicodeDecodeError as error:
+        allowed = f"UTF-8 (byte {error.start} is not)"
+        raise SpecError(describe(where, source, allowed, step)) from None
+    except json.JSONDecodeError as error:
+        raise SpecError(describe(where, source, f"one JSON object ({error})", step)) from None
+    except ValueError:  # Python refuses to read integers of more than 4300 digits
+        raise SpecError(describe(where, source, "integers of a sensible size", step)) from None
+    if type(content) is not dict:
+        raise SpecError(describe(where, source, "one JSON object", step))
+    return content
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            step = "Remove all but one: readers disagree about which one counts."
+            raise SpecError(describe("MLPSpec.from_json, repeated key", name, "every key once", step))
+        content[name] = value
+    return content
+
+
+def _constant(name: str) -> NoReturn:
+    raise SpecError(describe("MLPSpec.from_json", name, "finite numbers", "Remove it: no field of a spec is a float."))

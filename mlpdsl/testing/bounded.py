@@ -1,0 +1,200 @@
+"""float64 tensors with an error bound each, and the arithmetic of both: the oracle's own number type.
+
+Each operation computes in float64, and adds to the bound what a kernel may lose that does the same in float32. With
+u = 2⁻²⁴, e a bound on the step's own input, and 1.05 for the second-order terms:
+
+    x·Wᵀ + b        (|e|·|W|ᵀ + 1.05·((K + 8)·u + t)·(|x|·|W|ᵀ + |b|)), t = 0 ieee, 2·2⁻¹⁰ tf32, 4·2⁻²² tf32x3
+    f(p)            1.05·sup|f'|·e + 4.2·u·(|f(p)| + |p·f'(p)|), the sup over five samples of [p − e, p + e]
+    f'(p)           1.05·(max|f'(s) − f'(p)| + ¼·sup|f''|·e) + 12.6·u·(|f'(p)| + |p·f''(p)|), s the same samples
+    a∘b, a + b      the product and sum rules + 1.05·u·|result|
+    Σ of n terms    Σe + 1.05·(n + 8)·u·Σ|terms|
+    rounding        e + 1.05·(u_dtype·|v| + half the dtype's subnormal step), u_dtype = 2⁻⁸ bf16, 2⁻¹¹ fp16, 2⁻²⁴ fp32
+
+Bounds are relative to the values everywhere: the only absolute terms are subnormal steps, and 2⁻¹²⁶ for float32, whose
+subnormals GPUs may flush. What exceeds a dtype's range becomes inf as the cast makes it; where the bound does not tell
+whether it does, or where float32 partial sums may overflow, the bound is inf and nothing is asked of that element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mlpdsl.testing.functions import FUNCTIONS
+
+__all__ = ["UNIT", "Bounded", "activation", "add", "exact", "matmul", "mul", "rounded", "slope", "total"]
+
+U32 = 2.0**-24
+TINY32 = 2.0**-126
+SLACK = 1.05
+UNIT = {torch.float32: U32, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+HALF_STEP = {torch.float32: TINY32, torch.float16: 2.0**-25, torch.bfloat16: TINY32}
+INPUT_ERROR = {"ieee": 0.0, "tf32": 2 * 2.0**-10, "tf32x3": 4 * 2.0**-22}
+VALUE_ULPS, SLOPE_ULPS = 4, 12  # the closed forms of `functions`, in float32, need 3.6 (mish) and 8.2 (gelu_tanh')
+SAMPLES = (-1.0, -0.5, 0.5, 1.0)
+CHUNK = 1 << 23
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """A float64 tensor and, of the same shape, how far a correct result may be from each element.
+
+    A bound of inf asks nothing. Where the value is NaN or inf and the bound finite, the result must be just that.
+    """
+
+    value: Tensor
+    bound: Tensor
+    dtype: torch.dtype | None = None
+    """The dtype that the result must have; None for intermediate tensors."""
+
+    @property
+    def T(self) -> Bounded:  # noqa: N802
+        """The transpose of a matrix."""
+        return Bounded(self.value.T, self.bound if self.is_exact else self.bound.T)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether this is an input, with no error at all (kept as one zero)."""
+        return self.bound.ndim < self.value.ndim
+
+
+def exact(tensor: Tensor) -> Bounded:
+    value = tensor.detach().to(torch.float64)
+    return Bounded(value, value.new_zeros(()))
+
+
+def _settled(value: Tensor, bound: Tensor, *sources: Bounded, dtype: torch.dtype = torch.float32) -> Bounded:
+    """(value, bound) after what lies beyond the dtype's range: inf where that is certain, no bound where it may be."""
+    info = torch.finfo(dtype)
+    limit = info.max * (1 + UNIT[dtype] / 2)  # halfway to what would be the next power of two
+    bound = bound.expand(value.shape).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    magnitude = value.abs()
+    over = magnitude - bound >= limit
+    value = torch.where(over, torch.copysign(torch.full_like(value, torch.inf), value), value)
+    bound = torch.where(~over & (magnitude + bound >= limit), torch.inf, bound)
+    bound = torch.where(value.isfinite(), bound, 0.0)
+    for source in sources:
+        bound = torch.where(source.bound == torch.inf, torch.inf, bound)
+    return Bounded(value, bound)
+
+
+def rounded(b: Bounded, dtype: torch.dtype, replay: bool = False) -> Bounded:
+    """b rounded once to dtype.
+
+    With `replay` the value itself is rounded, and the bound is how far the ends of [v − e, v + e] round from it: mostly
+    nothing, because e is far smaller than the step of a 16-bit dtype, and one step where a tie lies between them. That
+    is many times sharper, and holds only for a kernel that does round here.
+    """
+    error = SLACK * (UNIT[dtype] * b.value.abs() + HALF_STEP[dtype])
+    loose = _settled(b.value, b.bound + error, b, dtype=dtype)
+    if not replay:
+        return Bounded(loose.value, loose.bound, dtype)
+
+    def cast(value: Tensor) -> Tensor:
+        return value.to(torch.float32).to(dtype).to(torch.float64)
+
+    e = b.bound + UNIT[torch.float32] * b.value.abs()  # cast() itself rounds twice
+    value = cast(b.value)
+    bound = torch.maximum((cast(b.value + e) - value).abs(), (cast(b.value - e) - value).abs())
+    bound = bound + (0.0 if dtype == torch.float16 else TINY32)
+    known = loose.bound.isfinite() & loose.value.isfinite()
+    return Bounded(torch.where(known, value, loose.value), torch.where(known, bound, loose.bound), dtype)
+
+
+def matmul(a: Bounded, b: Bounded, precision: str, bias: Bounded | None = None) -> Bounded:
+    """a·b + bias accumulated in float32; a is (m, k), b is (k, n)."""
+    depth = a.value.shape[1]
+    rounding = SLACK * (depth + 8) * U32
+    size_a, size_b = a.value.abs(), b.value.abs()
+    value = a.value @ b.value
+    bound = (a.bound + (rounding + SLACK * INPUT_ERROR[precision]) * size_a) @ size_b
+    if not b.is_exact:
+        bound = bound + (size_a + a.bound) @ b.bound
+    if bias is not None:
+        value = value + bias.value
+        bound = bound + rounding * bias.value.abs()
+    result = _settled(value, bound + (depth + 8) * TINY32)
+    unknown = torch.zeros_like(result.bound, dtype=torch.bool)
+    if a.bound.isinf().any():
+        unknown = unknown | a.bound.isinf().any(1, keepdim=True)
+    if b.bound.isinf().any():
+        unknown = unknown | b.bound.isinf().any(0, keepdim=True)
+    largest = torch.finfo(torch.float32).max
+    if depth and value.numel() and _largest(size_a) * _largest(size_b) * depth > largest:
+        total = size_a @ size_b  # partial sums of both signs may overflow on the way
+        unknown = unknown | ((total > largest) & total.isfinite() & (value.abs() < 0.99 * total))
+    return Bounded(result.value, torch.where(unknown, torch.inf, result.bound))
+
+
+def _largest(magnitude: Tensor) -> float:
+    return float(magnitude.nan_to_num(nan=0.0, posinf=0.0).amax())
+
+
+def add(a: Bounded, b: Bounded) -> Bounded:
+    value = a.value + b.value
+    return _settled(value, a.bound + b.bound + SLACK * U32 * value.abs() + TINY32, a, b)
+
+
+def mul(a: Bounded, b: Bounded) -> Bounded:
+    value = a.value * b.value
+    bound = a.value.abs() * b.bound + b.value.abs() * a.bound + a.bound * b.bound
+    return _settled(value, bound + SLACK * U32 * value.abs() + TINY32, a, b)
+
+
+def total(b: Bounded, dims: Sequence[int]) -> Bounded:
+    """Sums in float32, each dimension after the other, so that no chain of additions is longer than their lengths."""
+    if 0 in b.value.shape:
+        return exact(b.value.sum(tuple(dims)))
+    length = sum(b.value.shape[dim] for dim in dims) + 8
+    bound = (b.bound + SLACK * length * U32 * b.value.abs() + TINY32).expand(b.value.shape)
+    value, bound = b.value.sum(tuple(dims)), bound.sum(tuple(dims))
+    return _settled(value, bound, Bounded(value, bound))
+
+
+def _elementwise(rule: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], p: Bounded) -> Bounded:
+    """rule(value, bound) -> (value, bound) in chunks, so that its temporaries stay small."""
+    values, bounds = p.value.reshape(-1), p.bound.expand(p.value.shape).reshape(-1)
+    starts = range(0, max(values.numel(), 1), CHUNK)
+    parts = [rule(values[at : at + CHUNK], bounds[at : at + CHUNK]) for at in starts]
+    value, bound = (torch.cat(each).reshape(p.value.shape) for each in zip(*parts, strict=True))
+    return _settled(value, bound, p)
+
+
+def activation(name: str, p: Bounded) -> Bounded:
+    """f(p) in float32."""
+    f = FUNCTIONS[name]
+
+    def rule(at: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = f.value(at), f.derivative(at).abs()
+        steepest = slope
+        for step in SAMPLES:
+            steepest = torch.maximum(steepest, f.derivative(at + step * error).abs())
+        rounding = VALUE_ULPS * U32 * (value.abs() + (at * slope).abs().nan_to_num(nan=0.0, posinf=0.0))
+        flushed = 4 * TINY32 * (1 + at.abs().nan_to_num(posinf=0.0))
+        return value, SLACK * (steepest * error + rounding) + flushed
+
+    return _elementwise(rule, p)
+
+
+def slope(name: str, z: Bounded) -> Bounded:
+    """f'(z) in float32."""
+    f = FUNCTIONS[name]
+
+    def rule(at: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        slope, bend = f.derivative(at), f.curvature(at).abs()
+        jump, sharpest = torch.zeros_like(slope), bend
+        for step in SAMPLES:
+            near = at + step * error
+            jump = torch.maximum(jump, (f.derivative(near) - slope).abs().nan_to_num(nan=0.0))
+            sharpest = torch.maximum(sharpest, f.curvature(near).abs())
+        rounding = SLOPE_ULPS * U32 * (slope.abs() + (at * bend).abs().nan_to_num(nan=0.0, posinf=0.0))
+        flushed = 4 * TINY32 * (1 + at.abs().nan_to_num(posinf=0.0))
+        bound = SLACK * (jump + 0.25 * sharpest * error + rounding) + flushed
+        if f.any_at_nan:
+            bound = torch.where(at.isnan(), torch.inf, bound)
+        return slope, bound
+
+    return _elementwise(rule, z)

@@ -1,0 +1,261 @@
+"""What an MLP and its gradients are in float64, how far a correct kernel may be from it, and whether a result is.
+
+`forward` and `backward` compute in float64 on the same inputs, and carry through every step a bound on what a kernel
+with mlpdsl's declared rounding points may deviate by (`mlpdsl.testing.bounded` has the rules); `check` compares.
+
+Rounding points. Forward: float32 accumulation; bias, activation, gate and epilogue in float32; the hidden tensors and
+the output are rounded once to the spec's dtype. Saved for backward: every preactivation z (gate and up), and the tile t
+before the epilogue where a gradient needs it, each rounded. Backward: dt, the epilogue's gradient at the rounded t, in
+float32, then rounded, or dy itself where the epilogue has no factor; dz = dh·f'(z) at the rounded z with dh = dt·W in
+float32 (gated: dgate = dh·up·f'(gate), dup = dh·f(gate)), then rounded; weight gradients from the rounded dz and the
+hidden tensor re-emitted from the rounded z; bias gradients sum the float32 gradient before its rounding; dx from the
+rounded dz in one accumulator. Each gradient is rounded once to its tensor's dtype. A kernel that keeps more precision
+(z recomputed in float32, say) is within the same bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mlpdsl.names import LAYER_SCALE, RESIDUAL, SCALE
+from mlpdsl.spec import MLPSpec
+from mlpdsl.testing import bounded
+from mlpdsl.testing.bounded import Bounded
+
+__all__ = ["Bounded", "OracleError", "Report", "backward", "check", "forward"]
+
+
+@dataclass
+class _Network:
+    """One call, flattened to M rows, and what the forward pass leaves behind."""
+
+    spec: MLPSpec
+    x: Bounded
+    layers: list[list[str]]
+    """Names of the linears of each layer: two, gate and up, in the first where gated."""
+    params: dict[str, Tensor]
+    operands: dict[str, Tensor]
+    dtype: torch.dtype
+    replay: bool
+    preacts: list[list[Bounded]] = field(default_factory=list)
+
+    def weight(self, name: str) -> Bounded:
+        return bounded.exact(self.params[f"{name}.weight"])
+
+    def linear(self, h: Bounded, name: str) -> Bounded:
+        bias = bounded.exact(self.params[f"{name}.bias"]) if self.spec.bias else None
+        return bounded.matmul(h, self.weight(name).T, self.spec.precision, bias)
+
+    def hidden(self, pre: Sequence[Bounded]) -> Bounded:
+        """act(z), or act(gate)∘up, rounded."""
+        activated = bounded.activation(self.spec.activation, pre[0])
+        return self.rounded(bounded.mul(activated, pre[1]) if self.spec.gated else activated)
+
+    def rounded(self, b: Bounded) -> Bounded:
+        """A tensor between kernels: rounded to the spec's dtype."""
+        return bounded.rounded(b, self.dtype, self.replay)
+
+    def operand(self, name: str) -> Bounded:
+        given = self.operands[name]
+        return bounded.exact(given.reshape(-1, self.spec.d_out) if name == RESIDUAL else given)
+
+    def epilogue(self, t: Bounded) -> list[Bounded]:
+        """The output tile before every epilogue entry, and after the last."""
+        steps = [t]
+        for name in self.spec.epilogue:
+            if name == RESIDUAL:
+                steps.append(bounded.add(steps[-1], self.operand(name)))
+            elif name in (LAYER_SCALE, SCALE):
+                steps.append(bounded.mul(steps[-1], self.operand(name)))
+            else:
+                steps.append(bounded.activation(name, steps[-1]))
+        return steps
+
+    def run(self) -> Bounded:
+        """The tile before the epilogue, in float32; fills `preacts`."""
+        h = self.x
+        for names in self.layers[:-1]:
+            self.preacts.append([self.linear(h, name) for name in names])
+            h = self.hidden(self.preacts[-1])
+        return self.linear(h, self.layers[-1][0])
+
+
+def _network(
+    spec: MLPSpec,
+    x: Tensor,
+    params: Sequence[Tensor] | Mapping[str, Tensor],
+    operands: Mapping[str, Tensor | float],
+    replay: bool,
+) -> _Network:
+    shapes = spec.parameter_shapes()
+    named = dict(params) if isinstance(params, Mapping) else dict(zip(shapes, params, strict=True))
+    assert {name: tuple(p.shape) for name, p in named.items()} == shapes, f"parameters do not fit {spec}"
+    assert set(operands) == set(spec.operands()), f"operands {sorted(operands)} do not fit {spec}"
+    linears = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
+    layers = [linears[:2], linears[2:]] if spec.gated else [[name] for name in linears]
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    tensors = {
+        name: given if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.float64, device=x.device)
+        for name, given in operands.items()
+    }
+    return _Network(spec, bounded.exact(x.reshape(-1, spec.d_in)), layers, named, tensors, dtype, replay)
+
+
+def forward(
+    spec: MLPSpec,
+    x: Tensor,
+    params: Sequence[Tensor] | Mapping[str, Tensor],
+    operands: Mapping[str, Tensor | float] | None = None,
+    *,
+    replay: bool = False,
+) -> Bounded:
+    """y of shape (…, d_out) for x of shape (…, d_in), in float64 on x's device.
+
+    `params` are in the order, or under the names, of `spec.parameter_shapes()`; `operands` by name. The value is the
+    true one, unrounded. With `replay`, tensors between kernels are rounded in the value as well, and bounds are far
+    sharper where a sum over many of them follows; a kernel must then round exactly at the declared points.
+    """
+    net = _network(spec, x, params, operands or {}, replay)
+    y = bounded.rounded(net.epilogue(net.run())[-1], net.dtype)
+    shape = (*x.shape[:-1], spec.d_out)
+    return Bounded(y.value.reshape(shape), y.bound.reshape(shape), net.dtype)
+
+
+def backward(
+    spec: MLPSpec,
+    x: Tensor,
+    params: Sequence[Tensor] | Mapping[str, Tensor],
+    operands: Mapping[str, Tensor | float] | None,
+    dy: Tensor,
+    *,
+    replay: bool = False,
+) -> dict[str, Bounded]:
+    """Gradients of Σ y∘dy by "x", every parameter's name and every operand's name, each in its tensor's shape.
+
+    Arguments as for `forward`; dy has the shape of y.
+    """
+    net = _network(spec, x, params, operands or {}, replay)
+    tile = net.rounded(net.run())
+    saved = [[net.rounded(z) for z in pre] for pre in net.preacts]
+    inputs = [net.x, *(net.hidden(pre) for pre in saved)]
+    found: dict[str, Bounded] = {}
+    unrounded = [_epilogue_backward(net, tile, bounded.exact(dy.reshape(-1, spec.d_out)), found)]
+    for layer in reversed(range(len(net.layers))):
+        names = net.layers[layer]
+        rounded = [each if each.is_exact else net.rounded(each) for each in unrounded]
+        for name, dz, wide in zip(names, rounded, unrounded, strict=True):
+            found[f"{name}.weight"] = bounded.matmul(dz.T, inputs[layer], spec.precision)
+            if spec.bias:
+                found[f"{name}.bias"] = bounded.total(wide, [0])
+        weights = torch.cat([net.weight(name).value for name in names])
+        dz = rounded[0]
+        if len(rounded) > 1:
+            dz = Bounded(torch.cat([each.value for each in rounded], 1), torch.cat([each.bound for each in rounded], 1))
+        dh = bounded.matmul(dz, bounded.exact(weights), spec.precision)
+        if layer == 0:
+            found["x"] = dh
+        elif spec.gated:
+            gate, up = saved[0]
+            slope = bounded.slope(spec.activation, gate)
+            unrounded = [
+                bounded.mul(bounded.mul(dh, up), slope),
+                bounded.mul(dh, bounded.activation(spec.activation, gate)),
+            ]
+        else:
+            unrounded = [bounded.mul(dh, bounded.slope(spec.activation, saved[layer - 1][0]))]
+    tensors = {"x": x, **net.params, **net.operands}
+    order = ["x", *spec.parameter_shapes(), *spec.operands()]
+    return {name: _as_gradient(found[name], tensors[name], net.dtype) for name in order}
+
+
+def _epilogue_backward(net: _Network, tile: Bounded, gradient: Bounded, found: dict[str, Bounded]) -> Bounded:
+    """The gradient by the tile before the epilogue, in float32; those by the operands go into `found`."""
+    steps = net.epilogue(tile)
+    for name, before in zip(reversed(net.spec.epilogue), reversed(steps[:-1]), strict=True):
+        if name == RESIDUAL:
+            found[name] = gradient
+        elif name in (LAYER_SCALE, SCALE):
+            found[name] = bounded.total(bounded.mul(gradient, before), [0] if name == LAYER_SCALE else [0, 1])
+            gradient = bounded.mul(gradient, net.operand(name))
+        else:
+            gradient = bounded.mul(gradient, bounded.slope(name, before))
+    return gradient
+
+
+def _as_gradient(found: Bounded, tensor: Tensor, dtype: torch.dtype) -> Bounded:
+    """Rounded once to the dtype of the tensor it belongs to, and in its shape; exact gradients are just copied."""
+    dtype = tensor.dtype if tensor.dtype in bounded.UNIT else dtype
+    b = found if found.is_exact else bounded.rounded(found, dtype)
+    return Bounded(b.value.reshape(tensor.shape), b.bound.expand(found.value.shape).reshape(tensor.shape), dtype)
+
+
+class OracleError(AssertionError):
+    """A result is not what the spec says, within the bounds of its declared rounding points."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """How close a result came: `ratio` is the largest error as a fraction of its bound, 1 being the limit."""
+
+    what: str
+    ratio: float
+    index: tuple[int, ...]
+    """Where the largest ratio is."""
+    elements: int
+    unbounded: int
+    """Elements of which nothing was asked."""
+    rmse: float
+    eager_rmse: float | None = None
+
+
+def check(actual: Tensor, expected: Bounded, what: str, eager: Tensor | None = None) -> Report:
+    """Raises `OracleError`, saying where and by how much, unless `actual` is within every bound of `expected`.
+
+    Shape and dtype must agree. NaN must meet NaN and inf the same inf. With `eager`, the same result from eager PyTorch
+    in the spec's dtype, the root mean square error must also be at most 2 times (3 times below 1,000 elements) eager's
+    own, + 1e-5 of the root mean square of the values.
+    """
+    value, bound = expected.value, expected.bound
+    if actual.shape != value.shape:
+        raise OracleError(f"{what}: shape {tuple(actual.shape)}, expected {tuple(value.shape)}")
+    if expected.dtype is not None and actual.dtype != expected.dtype:
+        raise OracleError(f"{what}: dtype {actual.dtype}, expected {expected.dtype}")
+    if value.numel() == 0:
+        return Report(what, 0.0, (), 0, 0, 0.0, None if eager is None else 0.0)
+    got = actual.detach().to(value.device, torch.float64)
+    finite, unbounded = value.isfinite(), bound.isinf()
+    same = (got == value) | (got.isnan() & value.isnan())
+    ratio = ((got - value).abs() / bound).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    ratio = torch.where(finite, ratio, torch.inf).masked_fill(same | unbounded, 0.0)
+    flat = int(ratio.argmax())
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), value.shape))
+    worst, failed = float(ratio.reshape(-1)[flat]), int((ratio > 1).sum())
+    if failed:
+        here = {name: float(each.reshape(-1)[flat]) for name, each in (("is", got), ("o", value), ("b", bound))}
+        raise OracleError(
+            f"{what}: {failed} of {value.numel()} elements are out of bounds; the worst, at {index}, is "
+            f"{here['is']!r} where {here['o']!r} ± {here['b']:.3g} is expected: {worst:.3g} bounds away"
+        )
+    counted = finite & ~unbounded
+    rmse = _rms((got - value)[counted])
+    if eager is None:
+        return Report(what, worst, index, value.numel(), int(unbounded.sum()), rmse)
+    other = eager.detach().to(value.device, torch.float64)
+    counted = counted & other.isfinite()
+    rmse, eager_rmse = _rms((got - value)[counted]), _rms((other - value)[counted])
+    factor = 2 if int(counted.sum()) >= 1000 else 3
+    limit = factor * eager_rmse + 1e-5 * _rms(value[counted])
+    if rmse > limit:
+        raise OracleError(
+            f"{what}: every element is within its bound, but the root mean square error {rmse:.3g} exceeds "
+            f"{limit:.3g}, {factor} times that of eager PyTorch ({eager_rmse:.3g}) + 1e-5 of the values"
+        )
+    return Report(what, worst, index, value.numel(), int(unbounded.sum()), rmse, eager_rmse)
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt()) if values.numel() else 0.0
