@@ -66,9 +66,11 @@ def _descriptors(role: str, m: int, n: int, k: int, planes: int, target: Target)
 
 def _pointers(role: str, m: int, n: int, k: int, planes: int, target: Target) -> Config:
     block_m = _power_of_two(m, 16, 128)
-    block_n = _power_of_two(n, 32, 128) // _wide(role, planes)
+    # The gradient of an activation keeps several tiles in registers, so its tile is half as wide.
+    block_n = _power_of_two(n, 32, 64 if role == "hidden_grad" else 128) // _wide(role, planes)
+    warps = 8 if block_m * block_n * _wide(role, planes) >= 128 * (64 if role == "hidden_grad" else 128) else 4
     stages = 3 if target.kind == "cuda" and target.shared_memory > 64 * 1024 else 2
-    return Config(block_m, max(16, block_n), 32, num_warps=8 if block_m * block_n >= 128 * 128 // _wide(role, planes) else 4, num_stages=stages)
+    return Config(block_m, max(16, block_n), 32, num_warps=warps, num_stages=stages)
 
 
 def _split(config: Config, m: int, n: int, k: int) -> Config:

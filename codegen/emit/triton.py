@@ -118,6 +118,10 @@ class Module:
     def kernel(self, role: str, path: str) -> Kernel:
         return next(k for k in self.kernels if (k.role, k.path) == (role, path))
 
+    def halves(self, role: str) -> bool:
+        """Whether a forward kernel finishes its accumulator in two halves: all but gate and up, and bare products."""
+        return _halves(self.plan, role)
+
     def paths(self, role: str) -> tuple[str, ...]:
         return tuple(k.path for k in self.kernels if k.role == role)
 
@@ -286,9 +290,15 @@ def _biases(plan: Plan, planes: int) -> list[Arg]:
     return [_pointer(plan, "gate_bias", passed="biases[0]"), _pointer(plan, "up_bias", passed="biases[1]")]
 
 
+def _halves(plan: Plan, role: str) -> bool:
+    if role == "hidden":
+        return not plan.gated
+    return plan.bias or bool(plan.epilogue.entries)
+
+
 def _forward_args(plan: Plan, path: str, hidden: bool, operands: Sequence[OperandView]) -> tuple[Arg, ...]:
     planes = plan.linears[0].planes if hidden else 1
-    out = ("BLOCK_M", "BLOCK_N")
+    out = ("BLOCK_M", "BLOCK_N // 2") if _halves(plan, "hidden" if hidden else "output") else ("BLOCK_M", "BLOCK_N")
     args = _tensor(plan, path, "x", ("BLOCK_M", "BLOCK_K"), "mk") + _weights(plan, path, planes, reduce_rows=False)
     args += _biases(plan, planes)
     for o in operands:

@@ -6,6 +6,7 @@ u = 2⁻²⁴, e a bound on the step's own input, and 1.05 for the second-order 
     x·Wᵀ + b        (|e|·|W|ᵀ + 1.05·((K + 8)·u + t)·(|x|·|W|ᵀ + |b|)), t = 0 ieee, 2·2⁻¹⁰ tf32, 4·2⁻²² tf32x3
     f(p)            1.05·sup|f'|·e + 4.2·u·(|f(p)| + |p·f'(p)|), the sup over five samples of [p − e, p + e]
     f'(p)           1.05·(max|f'(s) − f'(p)| + ¼·sup|f''|·e) + 12.6·u·(|f'(p)| + |p·f''(p)|), s the same samples
+                    (laplace, a function of p − μ: |p| + μ for |p| in these)
     a∘b, a + b      the product and sum rules + 1.05·u·|result|
     Σ of n terms    Σe + 1.05·(n + 8)·u·Σ|terms|
     rounding        e + 1.05·(u_dtype·|v| + half the dtype's subnormal step), u_dtype = 2⁻⁸ bf16, 2⁻¹¹ fp16, 2⁻²⁴ fp32
@@ -51,7 +52,7 @@ class Bounded:
     """The dtype that the result must have; None for intermediate tensors."""
 
     @property
-    def T(self) -> Bounded:  # noqa: N802
+    def T(self) -> Bounded:
         """The transpose of a matrix."""
         return Bounded(self.value.T, self.bound if self.is_exact else self.bound.T)
 
@@ -172,7 +173,7 @@ def activation(name: str, p: Bounded) -> Bounded:
         steepest = slope
         for step in SAMPLES:
             steepest = torch.maximum(steepest, f.derivative(at + step * error).abs())
-        rounding = VALUE_ULPS * U32 * (value.abs() + (at * slope).abs().nan_to_num(nan=0.0, posinf=0.0))
+        rounding = VALUE_ULPS * U32 * (value.abs() + ((at.abs() + f.center) * slope).nan_to_num(nan=0.0, posinf=0.0))
         flushed = 4 * TINY32 * (1 + at.abs().nan_to_num(posinf=0.0))
         return value, SLACK * (steepest * error + rounding) + flushed
 
@@ -190,7 +191,7 @@ def slope(name: str, z: Bounded) -> Bounded:
             near = at + step * error
             jump = torch.maximum(jump, (f.derivative(near) - slope).abs().nan_to_num(nan=0.0))
             sharpest = torch.maximum(sharpest, f.curvature(near).abs())
-        rounding = SLOPE_ULPS * U32 * (slope.abs() + (at * bend).abs().nan_to_num(nan=0.0, posinf=0.0))
+        rounding = SLOPE_ULPS * U32 * (slope.abs() + ((at.abs() + f.center) * bend).nan_to_num(nan=0.0, posinf=0.0))
         flushed = 4 * TINY32 * (1 + at.abs().nan_to_num(posinf=0.0))
         bound = SLACK * (jump + 0.25 * sharpest * error + rounding) + flushed
         if f.any_at_nan:

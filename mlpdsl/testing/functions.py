@@ -12,7 +12,7 @@ Written from the mathematics, independently of `mlpdsl.codegen`, and proved agai
   leaky_relu. For relu6, elu and hardswish torch's own kernels disagree (vectorised CPU: 0, NaN, NaN; scalar CPU and
   CUDA: 1); 1 stands here, and `any_at_nan` says not to insist on it.
 * At kinks the derivative is autograd's: relu'(0) = 0, relu6'(0) = relu6'(6) = 0, leaky_relu'(0) = 0.01, elu'(0) = 1,
-  hardswish'(−3) = 0, hardswish'(3) = 1 (torch from 2.8 on; before, −0.5 and 1.5).
+  hardswish'(−3) = 0, hardswish'(3) = 1 (torch 2.13; up to 2.6 it was −0.5 and 1.5).
 
 Formulas apply to float64 tensors of any shape on any device.
 """
@@ -46,6 +46,8 @@ class Function:
     derivative: Map
     any_at_nan: bool = False
     """Whether f'(NaN) is anything, because torch's own kernels disagree."""
+    center: float = 0.0
+    """The μ of a function defined by x − μ: its argument is rounded relative to that, and not to x."""
 
     def curvature(self, x: Tensor) -> Tensor:
         """f''(x) by autograd, good enough for an error bound: 0 at kinks, in flat parts and where it would be NaN."""
@@ -224,7 +226,7 @@ FUNCTIONS: dict[str, Function] = {
     "softplus": Function(_softplus, torch.sigmoid),
     "mish": Function(_mish, _mish_slope),
     "hardswish": Function(_hardswish, _hardswish_slope, any_at_nan=True),
-    "laplace": Function(_laplace, _laplace_slope),
+    "laplace": Function(_laplace, _laplace_slope, center=LAPLACE_MEAN),
     "identity": Function(lambda x: x, torch.ones_like),
 }
 """Every canonical activation name of `mlpdsl.names.ACTIVATIONS` to its function."""

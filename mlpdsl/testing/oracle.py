@@ -9,8 +9,12 @@ before the epilogue where a gradient needs it, each rounded. Backward: dt, the e
 float32, then rounded, or dy itself where the epilogue has no factor; dz = dh·f'(z) at the rounded z with dh = dt·W in
 float32 (gated: dgate = dh·up·f'(gate), dup = dh·f(gate)), then rounded; weight gradients from the rounded dz and the
 hidden tensor re-emitted from the rounded z; bias gradients sum the float32 gradient before its rounding; dx from the
-rounded dz in one accumulator. Each gradient is rounded once to its tensor's dtype. A kernel that keeps more precision
-(z recomputed in float32, say) is within the same bounds.
+rounded dz in one accumulator. Each gradient is rounded once to its tensor's dtype.
+
+By default a rounding between kernels only widens the bound, so that a kernel that keeps more precision there (z
+recomputed in float32, say) is accepted as well. That is wide: worst cases add up over a sum, and in bf16 the bound of a
+weight gradient can exceed its value. `replay=True` rounds the oracle's own tensors at these points instead, and is 10
+to 100 times sharper; use it wherever the kernel under test rounds just there, as `save="preact"` does.
 """
 
 from __future__ import annotations

@@ -1,0 +1,50 @@
+# make demo, make test: from a fresh clone, with Python >= 3.10; each makes .venv first and installs everything there.
+# make test-gpu PYTHON=python3: with an interpreter that has torch and triton already; installs nothing, needs a GPU.
+
+PYTHON ?= python3
+# Any torch that pyproject.toml allows, for example TORCH='torch==2.11.0'. A build for CUDA pins its triton exactly, and one for
+# the CPU names none, so triton is a range that holds the pins.
+TORCH ?= torch==2.13.0
+TRITON ?= triton>=3.6,<3.8
+EXTRAS ?= cli,dev
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Named after what was asked for: another TORCH, TRITON or EXTRAS installs anew.
+STAMP := $(VENV)/installed-$(firstword $(shell printf '%s' '$(TORCH) $(TRITON) $(EXTRAS)' | cksum))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-gpu lint format clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+demo: $(STAMP) ## Run the demo: no GPU needed
+	$(BIN)/python examples/demo.py
+
+test: lint ## Lint, types, and every test that needs no GPU
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/interpreted
+	$(BIN)/python -m pytest -q tests/unit tests/compiled
+
+test-gpu: ## The tests that need a GPU, with PYTHON as it is
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m pytest tests/gpu -q
+
+lint: $(STAMP) ## Ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## Fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove .venv and what tools leave behind
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"mlpdsl needs Python 3.10 or later; {sys.executable} is {sys.version.split()[0]}. Name another: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' '$(TRITON)' -e '.[$(EXTRAS)]'
+	@rm -f $(VENV)/installed-*
+	@touch $@

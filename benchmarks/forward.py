@@ -1,0 +1,127 @@
+"""Forward (and training step) of a few MLPs against eager PyTorch, on one GPU, sustained.
+
+    python benchmarks/forward.py --out benchmarks/results/forward-h200.json
+
+Candidates are interleaved in one process, in both orders, each running for at least `--span` seconds at a stretch, so that all see
+the same power-limited clocks; times are medians over the stretches, spreads their quartiles. Inputs are random normal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mlpdsl
+from mlpdsl import MLPSpec
+
+ROWS: dict[str, tuple[MLPSpec, int]] = {
+    "swiglu-4096x14336-m4096": (MLPSpec(dims=(4096, 14336, 4096), activation="silu", gated=True, dtype="bfloat16"), 4096),
+    "swiglu-2048x8192-m16384": (MLPSpec(dims=(2048, 8192, 2048), activation="silu", gated=True, dtype="bfloat16"), 16384),
+    "geglu-2048x16384-m4096": (MLPSpec(dims=(2048, 16384, 2048), activation="gelu_tanh", gated=True, dtype="bfloat16"), 4096),
+    "gelu-1024x4096-bias-m4096": (MLPSpec(dims=(1024, 4096, 1024), activation="gelu", bias=True, dtype="bfloat16"), 4096),
+    "gelu_tanh-768x3072-bias-m4096": (MLPSpec(dims=(768, 3072, 768), activation="gelu_tanh", bias=True, dtype="bfloat16"), 4096),
+    "gelu-384x1536-bias-fp32-m4096": (MLPSpec(dims=(384, 1536, 384), activation="gelu", bias=True), 4096),
+    "swiglu-4096x14336-m16": (MLPSpec(dims=(4096, 14336, 4096), activation="silu", gated=True, dtype="bfloat16"), 16),
+}
+
+
+def clocks() -> dict[str, str]:
+    query = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
+    try:
+        line = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(query.split(","), (v.strip() for v in line.stdout.splitlines()[0].split(",")), strict=False))
+
+
+def stretch(call: Callable[[], Any], seconds: float) -> float:
+    """Microseconds a call, over one stretch of at least so many seconds of GPU time."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(3):
+        call()
+    end.record()
+    end.synchronize()
+    count = max(5, int(seconds * 1e3 / max(start.elapsed_time(end) / 3, 1e-3)))
+    start.record()
+    for _ in range(count):
+        call()
+    end.record()
+    end.synchronize()
+    return 1e3 * start.elapsed_time(end) / count
+
+
+def candidates(spec: MLPSpec, m: int, train: bool) -> dict[str, Callable[[], Any]]:
+    dtype = getattr(torch, spec.dtype)
+    make: Callable[..., torch.Tensor] = lambda *s: torch.randn(*s, device="cuda").to(dtype).requires_grad_(train)  # noqa: E731
+    x = make(m, spec.d_in)
+    params = [(torch.randn(s, device="cuda") / s[-1] ** 0.5).to(dtype).requires_grad_(train) for s in spec.parameter_shapes().values()]
+    grad = torch.randn(m, spec.d_out, device="cuda").to(dtype)
+    calls = {"mlpdsl": mlpdsl.compile(spec, backend="triton"), "eager": mlpdsl.reference(spec)}
+    if not train:
+        return {name: (lambda f=f: f(x, *params)) for name, f in calls.items()}
+    return {name: (lambda f=f: torch.autograd.grad(f(x, *params), [x, *params], grad)) for name, f in calls.items()}
+
+
+def measure(spec: MLPSpec, m: int, train: bool, span: float, rounds: int) -> dict[str, Any]:
+    calls = candidates(spec, m, train)
+    for call in calls.values():
+        call()
+    torch.cuda.synchronize()
+    names = list(calls)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(rounds):
+        for name in names if i % 2 == 0 else names[::-1]:
+            times[name].append(stretch(calls[name], span))
+    row: dict[str, Any] = {"m": m, "train": train, "spec": json.loads(spec.to_json()), "clocks": clocks()}
+    for name, values in times.items():
+        low, _, high = statistics.quantiles(values, n=4)
+        row[name] = {"median_us": round(statistics.median(values), 2), "quartiles_us": [round(low, 2), round(high, 2)]}
+    ratios = [e / o for e, o in zip(times["eager"], times["mlpdsl"], strict=True)]
+    row["speedup"] = round(statistics.median(ratios), 4)
+    row["speedup_range"] = [round(min(ratios), 4), round(max(ratios), 4)]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--span", type=float, default=0.3, help="seconds of one stretch")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--train", action="store_true", help="forward and backward, every gradient")
+    options = parser.parse_args()
+    import triton
+
+    result: dict[str, Any] = {
+        "command": "python " + shlex.join(sys.argv),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "gpu": torch.cuda.get_device_name(),
+        "versions": {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version(), "mlpdsl": mlpdsl.__version__},
+        "rows": {},
+    }
+    torch.manual_seed(0)
+    for name in options.rows:
+        spec, m = ROWS[name]
+        began = time.time()
+        row = result["rows"][name] = measure(spec, m, options.train, options.span, options.rounds)
+        print(f"{name:<34} mlpdsl {row['mlpdsl']['median_us']:>9.1f} us  eager {row['eager']['median_us']:>9.1f} us  "
+              f"{row['speedup']:.3f}x {row['speedup_range']} ({time.time() - began:.0f} s)", flush=True)  # fmt: skip
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

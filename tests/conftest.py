@@ -1,0 +1,32 @@
+"""What every test runs under: caches of its own, and none of the user's settings."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import tempfile
+
+# At import, because some tests and the modules they import read the environment while they are collected.
+_SCRATCH = tempfile.mkdtemp(prefix="mlpdsl-tests-")
+_OWNER = os.getpid()
+os.environ["MLPDSL_CACHE_DIR"] = os.path.join(_SCRATCH, "mlpdsl")
+os.environ["TRITON_CACHE_DIR"] = os.path.join(_SCRATCH, "triton")
+for _name in ("MLPDSL_BACKEND", "MLPDSL_TARGET"):
+    os.environ.pop(_name, None)
+
+
+@atexit.register
+def _remove_scratch() -> None:
+    if os.getpid() == _OWNER:  # a forked child ends too, and must not take its parent's cache along
+        shutil.rmtree(_SCRATCH, ignore_errors=True)
+
+
+with contextlib.suppress(ImportError):  # a GPU machine may have pytest and nothing else
+    from hypothesis import settings
+
+    # The same examples every time, and no clock: a slow machine is not a failure.
+    # To look for new ones: pytest --hypothesis-profile=default
+    settings.register_profile("mlpdsl", deadline=None, derandomize=True, database=None)
+    settings.load_profile("mlpdsl")
