@@ -7,44 +7,122 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mlpdsl import ops
-from mlpdsl.dispatch import plan_of
+from mlpdsl.errors import UnsupportedError
 
 __all__ = ["run"]
+
+
+_TRANSFORM_IN_COMPILE = (
+    "mlpdsl: a torch.func transform inside torch.compile loses the gradient of an autograd.Function (it would be zeros). "
+    "Apply torch.compile to the MLP and the transform outside it, or call loss.backward() in the compiled function."
+)
+
+
+def _gradients(
+    spec: str, same_as: Sequence[str], needs: Sequence[bool], grad: Tensor, x: Tensor, inputs: Sequence[Tensor], saved: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The gradients of x and of the inputs (parameters, then operands), None where not needed."""
+    count = len(inputs) - len(same_as)
+    found = iter(ops.backward(grad, x, inputs[:count], inputs[count:], saved, needs, spec))
+    # An operand that is only added has the output's gradient for its own: nothing is written for it.
+    same = ("",) * (1 + count) + tuple(same_as)
+    return [None if not need else grad if kind == "grad" else next(found) for need, kind in zip(needs, same, strict=True)]
+
+
+class _FirstOnly(torch.autograd.Function):
+    """First derivatives, passed on as they are; differentiating them raises.
+
+    `once_differentiable` does not see to that: where the incoming gradient is a constant, as in `y.sum()`, it lets a gradient
+    penalty lose its second derivative without a word. So the gradients are tied here to everything they depend on.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "mlpdsl: an MLP's kernels are differentiable once, and a second derivative was asked for. "
+            "Use backend='eager' (or mlpdsl.reference) where a gradient penalty or a Hessian is needed."
+        )
+
+
+def _once(grads: list[Tensor | None], depends_on: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients, which raise if they are differentiated. Free unless backward is being recorded (create_graph=True)."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # compiled backwards refuse a second derivative themselves
+        return grads
+    given = [g for g in grads if g is not None]
+    tied = iter(_FirstOnly.apply(len(given), *given, *depends_on))  # type: ignore[no-untyped-call]
+    return [None if g is None else next(tied) for g in grads]
 
 
 class _MLPFunction(torch.autograd.Function):
     """y = MLP(x, *parameters, *operands), keeping the preactivations for backward."""
 
     @staticmethod
-    def forward(ctx: Any, spec: str, count: int, x: Tensor, *tensors: Tensor) -> Tensor:
-        y, *saved = ops.forward(x, tensors[:count], tensors[count:], spec, True)
-        ctx.save_for_backward(x, *tensors, *saved)
-        ctx.spec, ctx.count, ctx.inputs = spec, count, len(tensors)
+    def forward(ctx: Any, spec: str, same_as: tuple[str, ...], x: Tensor, *inputs: Tensor) -> Tensor:
+        count = len(inputs) - len(same_as)
+        y, *saved = ops.forward(x, inputs[:count], inputs[count:], spec, True)
+        ctx.save_for_backward(x, *inputs, *saved)
+        ctx.spec, ctx.same_as, ctx.inputs = spec, same_as, len(inputs)
         result: Tensor = y
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *rest = ctx.saved_tensors
-        tensors, saved = rest[: ctx.inputs], rest[ctx.inputs :]
-        needs = ctx.needs_input_grad[2:]
-        found = iter(ops.backward(grad, x, tensors[: ctx.count], tensors[ctx.count :], saved, needs, ctx.spec))
-        # An operand that is only added has the output's gradient for its own: nothing is written for it.
-        same_as = ("",) * (1 + ctx.count) + plan_of(ctx.spec).epilogue.same_as
-        grads = (None if not need else grad if same == "grad" else next(found) for need, same in zip(needs, same_as, strict=True))
-        return None, None, *grads
+        inputs, saved = rest[: ctx.inputs], rest[ctx.inputs :]
+        with torch.no_grad():
+            grads = _gradients(ctx.spec, ctx.same_as, ctx.needs_input_grad[2:], grad, x, inputs, saved)
+        return None, None, *_once(grads, [grad, x, *inputs])
 
 
-def run(spec: str, x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Tensor]) -> Tensor:
-    """The MLP of a spec (as JSON) on checked arguments: (..., d_in) to (..., d_out)."""
+class _TransformedFunction(torch.autograd.Function):
+    """The same for `torch.func` transforms, which want a `setup_context`; that costs 15 µs a call, so only they get it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(spec: str, same_as: tuple[str, ...], x: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        count = len(inputs) - len(same_as)
+        return tuple(ops.forward(x, inputs[:count], inputs[count:], spec, True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.spec, ctx.same_as, x, *tensors = inputs
+        _, *saved = output
+        ctx.mark_non_differentiable(*saved)
+        ctx.save_for_backward(x, *tensors, *saved)
+        ctx.inputs = len(tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, *rest = ctx.saved_tensors
+        inputs, saved = rest[: ctx.inputs], rest[ctx.inputs :]
+        with torch.no_grad():
+            grads = _gradients(ctx.spec, ctx.same_as, ctx.needs_input_grad[2:], grad, x, inputs, saved)
+        return None, None, *_once(grads, [grad, x, *inputs])
+
+
+def run(spec: str, same_as: tuple[str, ...], x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Tensor]) -> Tensor:
+    """The MLP of a spec (as JSON) on checked arguments: (..., d_in) to (..., d_out). `same_as` is the plan's, for each operand."""
     if torch.is_grad_enabled() and (
         x.requires_grad or any(p.requires_grad for p in parameters) or any(o.requires_grad for o in operands)
     ):
-        result: Tensor = _MLPFunction.apply(spec, len(parameters), x, *parameters, *operands)  # type: ignore[no-untyped-call]
+        if torch._C._are_functorch_transforms_active():
+            if torch.compiler.is_compiling():
+                raise UnsupportedError(_TRANSFORM_IN_COMPILE)
+            return _TransformedFunction.apply(spec, same_as, x, *parameters, *operands)[0]  # type: ignore[no-any-return, no-untyped-call]
+        result: Tensor = _MLPFunction.apply(spec, same_as, x, *parameters, *operands)  # type: ignore[no-untyped-call]
         return result
     y: Tensor = ops.forward(x, parameters, operands, spec, False)[0]
     return y

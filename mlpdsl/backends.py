@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import os
@@ -13,8 +14,6 @@ from mlpdsl.errors import SpecError, UnsupportedError, describe
 from mlpdsl.names import did_you_mean, listed
 
 if TYPE_CHECKING:
-    import torch
-
     from mlpdsl.codegen.plan import Plan
     from mlpdsl.target import Target
 
@@ -34,7 +33,7 @@ class Backend(Protocol):
     def supports(self, plan: Plan, target: Target) -> list[str]:
         """Every reason why it cannot do the plan on the target; empty where it can."""
 
-    def runs_on(self, device: torch.device) -> list[str]:
+    def runs_on(self, device: str) -> list[str]:
         """Every reason why this process cannot run its kernels on the device; empty where it can."""
 
     def emit(self, plan: Plan, key: str) -> str:
@@ -59,15 +58,15 @@ class TritonBackend:
             return ["sm_75 has no bfloat16 matrix instruction"]
         return []
 
-    def runs_on(self, device: torch.device) -> list[str]:
+    def runs_on(self, device: str) -> list[str]:
         reasons = []
         if importlib.util.find_spec("triton") is None:
             reasons.append("triton is not installed: pip install triton")
         if interpreting():
             return reasons
-        if device.type != "cuda":
-            step = "set TRITON_INTERPRET=1 before importing triton to interpret the kernels" if device.type == "cpu" else "move them"
-            reasons.append(f"the tensors are on {device.type}, and the kernels run on a GPU; {step}")
+        if device != "cuda":
+            step = "set TRITON_INTERPRET=1 before importing triton to interpret the kernels" if device == "cpu" else "move them to one"
+            reasons.append(f"the tensors are on {device}, and the kernels run on a GPU; {step}")
         return reasons
 
     def emit(self, plan: Plan, key: str) -> str:
@@ -97,7 +96,7 @@ class EagerBackend:
     def supports(self, plan: Plan, target: Target) -> list[str]:
         return ["the eager backend runs PyTorch's operations and has no source to write; backend='triton' has"]
 
-    def runs_on(self, device: torch.device) -> list[str]:
+    def runs_on(self, device: str) -> list[str]:
         return []
 
     def emit(self, plan: Plan, key: str) -> str:
@@ -127,14 +126,8 @@ def requested_backend(argument: str | None) -> str | None:
     return backend_named(variable, f"environment variable {VARIABLE}").name if variable else None
 
 
-_said: set[str] = set()
-
-
-def choose_backend(requested: str | None, device: torch.device) -> str:
-    """The backend for tensors on `device`. One chosen by hand runs or raises `UnsupportedError`; else Triton if it can.
-
-    Falling back from a GPU is logged as a warning, from a CPU (where nobody expects kernels) as information, once a reason.
-    """
+@functools.lru_cache(maxsize=None)
+def _choose(requested: str | None, device: str, interpreted: bool) -> str:
     if requested is not None:
         reasons = BACKENDS[requested].runs_on(device)
         if reasons:
@@ -143,8 +136,18 @@ def choose_backend(requested: str | None, device: torch.device) -> str:
     reasons = BACKENDS["triton"].runs_on(device)
     if not reasons:
         return "triton"
-    message = f"mlpdsl: PyTorch's own operations run on {device.type}: {'; '.join(reasons)}"
-    if message not in _said:
-        _said.add(message)
-        _log.log(logging.WARNING if device.type == "cuda" else logging.INFO, message)
+    level = logging.WARNING if device == "cuda" else logging.INFO
+    _log.log(level, "mlpdsl: PyTorch's own operations run on %s: %s", device, "; ".join(reasons))
     return "eager"
+
+
+def choose_backend(requested: str | None, device: str) -> str:
+    """The backend for tensors on a type of device. One chosen by hand runs or raises `UnsupportedError`; else Triton if it can.
+
+    Falling back from a GPU is logged as a warning, from a CPU (where nobody expects kernels) as information, once each.
+    """
+    return _choose(requested, device, interpreting())
+
+
+# What torch.compiler.assume_constant_result sets, without the import of all of dynamo that it begins with.
+choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import NoReturn
 
 import torch
@@ -12,10 +11,9 @@ from torch import Tensor
 from mlpdsl.errors import ShapeError, describe
 from mlpdsl.spec import MLPSpec
 
-__all__ = ["check_call", "torch_dtype"]
+__all__ = ["Signature", "torch_dtype"]
 
 
-@lru_cache(maxsize=None)
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype called "float32", "float16" or "bfloat16"."""
     dtype = getattr(torch, name)
@@ -23,45 +21,50 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-@lru_cache(maxsize=1024)
-def _expected(spec: MLPSpec) -> tuple[torch.dtype, tuple[tuple[str, tuple[int, ...]], ...], dict[str, str]]:
-    return torch_dtype(spec.dtype), tuple(spec.parameter_shapes().items()), dict(spec.operands())
+class Signature:
+    """What a call of one spec must look like, worked out once: `Signature(spec).check(x, params, operands)`."""
+
+    def __init__(self, spec: MLPSpec) -> None:
+        self.dtype = torch_dtype(spec.dtype)
+        self.shapes = tuple(spec.parameter_shapes().items())
+        self.kinds = spec.operands()
+        self.d_in, self.d_out = spec.d_in, spec.d_out
+
+    def check(self, x: Tensor, params: Sequence[Tensor], operands: Mapping[str, Tensor]) -> None:
+        """Raise `ShapeError` unless x (..., d_in), the parameters in order, and the operands by name fit the spec.
+
+        Parameters and tile operands are of the spec's dtype; column and scalar operands may be float32 too. All on x's device.
+        """
+        dtype = self.dtype
+        if not isinstance(x, Tensor):
+            _fail("x", x, f"a tensor (..., {self.d_in}) of {dtype}")
+        if x.dim() == 0 or x.shape[-1] != self.d_in:
+            _fail("x.shape", tuple(x.shape), f"(..., {self.d_in})", "The last dimension is the MLP's input width.")
+        _check_kind("x", x, x, (dtype,))
+        if len(params) != len(self.shapes):
+            names = ", ".join(name for name, _ in self.shapes[:8]) + (", …" if len(self.shapes) > 8 else "")
+            step = "Pass them in the order of spec.parameter_shapes()."
+            _fail("parameters", f"{len(params)} of them", f"{len(self.shapes)}: {names}", step)
+        for param, (name, shape) in zip(params, self.shapes, strict=True):
+            if not isinstance(param, Tensor):
+                _fail(name, param, f"a tensor {shape} of {dtype}")
+            if param.shape != shape:
+                _fail(f"{name}.shape", tuple(param.shape), str(shape), "Weights are (out_features, in_features), as in nn.Linear.")
+            _check_kind(name, param, x, (dtype,))
+        if operands.keys() != self.kinds.keys():
+            _fail_names(operands, self.kinds)
+        for name, kind in self.kinds.items():
+            _check_operand(self.d_out, name, kind, operands[name], x, dtype)
 
 
-def check_call(spec: MLPSpec, x: Tensor, params: Sequence[Tensor], operands: Mapping[str, Tensor]) -> None:
-    """Raise `ShapeError` unless x (..., d_in), the parameters in order, and the operands by name fit the spec.
-
-    Parameters and tile operands are of the spec's dtype; column and scalar operands may be float32 too. All on x's device.
-    """
-    dtype, shapes, kinds = _expected(spec)
-    if not isinstance(x, Tensor):
-        _fail("x", x, f"a tensor (..., {spec.d_in}) of {dtype}")
-    if x.dim() == 0 or x.shape[-1] != spec.d_in:
-        _fail("x.shape", tuple(x.shape), f"(..., {spec.d_in})", "The last dimension is the MLP's input width.")
-    _check_kind("x", x, x, (dtype,))
-    if len(params) != len(shapes):
-        names = ", ".join(name for name, _ in shapes[:8]) + (", …" if len(shapes) > 8 else "")
-        _fail("parameters", f"{len(params)} of them", f"{len(shapes)}: {names}", "Pass them in the order of spec.parameter_shapes().")
-    for param, (name, shape) in zip(params, shapes, strict=True):
-        if not isinstance(param, Tensor):
-            _fail(name, param, f"a tensor {shape} of {dtype}")
-        if param.shape != shape:
-            _fail(f"{name}.shape", tuple(param.shape), str(shape), "Weights are (out_features, in_features), as in nn.Linear.")
-        _check_kind(name, param, x, (dtype,))
-    if operands.keys() != kinds.keys():
-        _fail_names(operands, kinds)
-    for name, kind in kinds.items():
-        _check_operand(spec, name, kind, operands[name], x, dtype)
-
-
-def _check_operand(spec: MLPSpec, name: str, kind: str, operand: Tensor, x: Tensor, dtype: torch.dtype) -> None:
+def _check_operand(d_out: int, name: str, kind: str, operand: Tensor, x: Tensor, dtype: torch.dtype) -> None:
     if not isinstance(operand, Tensor):
         _fail(name, operand, f"a tensor (operand of kind {kind!r})", f"Wrap a number as torch.tensor(value, device={str(x.device)!r}).")
     if kind == "scalar":
         if operand.numel() != 1:
             _fail(f"{name}.shape", tuple(operand.shape), "one element")
     else:
-        shape = (*x.shape[:-1], spec.d_out) if kind == "tile" else (spec.d_out,)
+        shape = (*x.shape[:-1], d_out) if kind == "tile" else (d_out,)
         if operand.shape != shape:
             _fail(f"{name}.shape", tuple(operand.shape), str(tuple(shape)), "Operands do not broadcast; use .expand where that is meant.")
     _check_kind(name, operand, x, (dtype,) if kind == "tile" else (dtype, torch.float32))

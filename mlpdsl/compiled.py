@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from mlpdsl import source
+from mlpdsl.autograd import run
 from mlpdsl.backends import choose_backend, requested_backend
-from mlpdsl.checks import check_call, torch_dtype
-from mlpdsl.errors import ShapeError, SpecError, UnsupportedError, describe
+from mlpdsl.checks import Signature, torch_dtype
+from mlpdsl.dispatch import plan_of
 from mlpdsl.eager import check_spec, evaluate
+from mlpdsl.errors import ShapeError, SpecError, UnsupportedError, describe
 from mlpdsl.spec import MLPSpec
 from mlpdsl.target import detect
 
@@ -32,10 +34,12 @@ class CompiledMLP:
     def __init__(self, spec: MLPSpec, backend: str | None) -> None:
         self.spec = spec
         self.backend = backend
+        # All of this is worked out here, so that a call, and torch.compile's trace of it, only reads attributes.
         self._json = spec.to_json()
+        self._signature = Signature(spec)
         self._kinds = tuple(spec.operands())
+        self._same_as = plan_of(self._json).epilogue.same_as
         self._variants: dict[torch.dtype, CompiledMLP] = {torch_dtype(spec.dtype): self}
-        self._chosen: dict[str, str] = {}
 
     def __call__(self, x: Tensor, *params: Tensor, **operands: Tensor) -> Tensor:
         if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
@@ -43,18 +47,10 @@ class CompiledMLP:
         return self._run(x, params, operands)
 
     def _run(self, x: Tensor, params: tuple[Tensor, ...], operands: dict[str, Tensor]) -> Tensor:
-        check_call(self.spec, x, params, operands)
-        if self._backend_for(x.device) == "eager":
+        self._signature.check(x, params, operands)
+        if choose_backend(self.backend, x.device.type) == "eager":
             return evaluate(self.spec, x, params, operands)
-        from mlpdsl.autograd import run
-
-        return run(self._json, x, params, [operands[name] for name in self._kinds])
-
-    def _backend_for(self, device: torch.device) -> str:
-        chosen = self._chosen.get(device.type)
-        if chosen is None:
-            chosen = self._chosen[device.type] = choose_backend(self.backend, device)
-        return chosen
+        return run(self._json, self._same_as, x, params, [operands[name] for name in self._kinds])
 
     def _autocast(self, x: Tensor, params: tuple[Tensor, ...], operands: dict[str, Tensor]) -> Tensor:
         """Cast, then run the variant of autocast's dtype with autocast off, so that nothing is cast twice."""

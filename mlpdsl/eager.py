@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlpdsl.checks import check_call
+from mlpdsl.checks import Signature
 from mlpdsl.names import EPILOGUE_OPERANDS
 from mlpdsl.spec import MLPSpec
 
@@ -96,9 +96,10 @@ def reference(spec: MLPSpec) -> Callable[..., Tensor]:
     x is (..., dims[0]), the result (..., dims[-1]), all in the spec's dtype and on one device. Raises `ShapeError`.
     """
     check_spec(spec)
+    signature = Signature(spec)
 
     def run(x: Tensor, *params: Tensor, **operands: Tensor) -> Tensor:
-        check_call(spec, x, params, operands)
+        signature.check(x, params, operands)
         return evaluate(spec, x, params, operands)
 
     return run

@@ -6,6 +6,7 @@ define and impl, which cost a third of a `custom_op`; autograd stands outside, i
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,11 +126,52 @@ def _backward_fake(
     return [t.new_empty(t.shape) for t, want in zip(inputs, wanted, strict=True) if want]
 
 
+def _untraced(function: Any) -> Any:
+    """The function with torch.compile kept out of it: after a graph break it would else trace Triton's launcher, frame by frame.
+
+    `torch.compiler.disable` imports all of dynamo, so it is asked only in a process that already has.
+    """
+    disabled: list[Any] = []
+
+    def call(*arguments: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return function(*arguments)
+        if not disabled:
+            disabled.append(torch.compiler.disable(function))
+        return disabled[0](*arguments)
+
+    return call
+
+
 for _key in ("CPU", "CUDA"):
-    _library.impl("forward", _forward, _key)
-    _library.impl("backward", _backward, _key)
+    _library.impl("forward", _untraced(_forward), _key)
+    _library.impl("backward", _untraced(_backward), _key)
 torch.library.register_fake("mlpdsl::forward", _forward_fake, lib=_library)
 torch.library.register_fake("mlpdsl::backward", _backward_fake, lib=_library)
+
+
+def _each(arguments: Sequence[Any], in_dims: Sequence[Any], size: int, call: Any) -> tuple[list[Tensor], list[int]]:
+    """vmap by a loop: the operator on every example, results stacked. `arguments` are tensors, lists of tensors, or values."""
+
+    def at(i: int, argument: Any, dims: Any) -> Any:
+        if isinstance(argument, (list, tuple)) and isinstance(dims, (list, tuple)):
+            return [at(i, a, d) for a, d in zip(argument, dims, strict=True)]
+        return argument if dims is None or not isinstance(argument, Tensor) else argument.select(dims, i)
+
+    results = [call(*(at(i, a, d) for a, d in zip(arguments, in_dims, strict=True))) for i in range(size)]
+    return [torch.stack(parts) for parts in zip(*results, strict=True)], [0] * len(results[0])
+
+
+def _forward_vmap(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[list[Tensor], list[int]]:
+    return _each(arguments, in_dims, info.batch_size, forward)
+
+
+def _backward_vmap(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[list[Tensor], list[int]]:
+    return _each(arguments, in_dims, info.batch_size, backward)
+
+
+torch.library.register_vmap("mlpdsl::forward", _forward_vmap, lib=_library)
+torch.library.register_vmap("mlpdsl::backward", _backward_vmap, lib=_library)
 
 forward = torch.ops.mlpdsl.forward.default
 backward = torch.ops.mlpdsl.backward.default

@@ -16,7 +16,7 @@ from typing import Any
 
 from mlpdsl.backends import interpreting
 from mlpdsl.codegen.config import choose
-from mlpdsl.codegen.emit.triton import Arg, Kernel, emit
+from mlpdsl.codegen.emit.triton import Arg, Kernel, Module, emit
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, Linear, Plan
 from mlpdsl.errors import ShapeError, UnsupportedError, describe
@@ -26,6 +26,10 @@ from mlpdsl.target import Target, detect, parse_target
 __all__ = ["Resources", "resources"]
 
 _TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+_POINTWISE_WARPS = 4
+"""Warps of the kernels without a product: `mlpdsl.launch.POINTWISE`, which cannot be imported without torch."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,20 @@ def resources(
     key, text, file = publish(spec, chosen, "triton")
     module = BACKENDS["triton"].load(file, text, key)
     view = emit(plan)
-    return [_compile(module, plan, kernel, stage, linear, m) for kernel, stage, linear in _launches(plan, view.kernels, path, backward)]
+    found = [_compile(module, plan, kernel, stage, linear, m) for kernel, stage, linear in _launches(plan, view.kernels, path, backward)]
+    if backward:
+        partial = any(r.config is not None and r.config.splits > 1 for r in found)
+        last = len(plan.linears) - 1
+        found += [_compile(module, plan, view.kernel(role, ""), last, plan.linears[-1], m) for role in _pointwise(view, partial)]
+    return found
+
+
+def _pointwise(view: Module, partial: bool) -> Iterator[str]:
+    """Roles of the kernels without a product that backward launches. `partial`: some weight gradient is summed in parts."""
+    if view.epilogue_grad:
+        yield "epilogue_grad"
+    if partial or view.plan.bias or any(o.grad == "own" and o.kind != "tile" for o in view.operands):
+        yield "sum_rows"
 
 
 def _launches(plan: Plan, kernels: tuple[Kernel, ...], path: str, backward: bool) -> Iterator[tuple[Kernel, int, Linear]]:
@@ -95,24 +112,31 @@ def _launches(plan: Plan, kernels: tuple[Kernel, ...], path: str, backward: bool
                 yield by_role[name], i, linear
 
 
-def _product(role: str, linear: Linear, m: int) -> tuple[int, int, int]:
-    """(M, N, K) of the launch, as its launcher would pass them."""
-    if role in ("hidden", "output"):
-        return m, linear.width_out, linear.width_in
-    if role == "weight_grad":
-        return linear.width_out, linear.width_in, m
-    return m, linear.width_in, linear.width_out
+def _config(plan: Plan, kernel: Kernel, linear: Linear, m: int) -> Config:
+    """The config that the launcher would choose, from (M, N, K) of the launch."""
+    rows, n, k = m, linear.width_out, linear.width_in
+    if kernel.role == "weight_grad":
+        rows, n, k = linear.width_out, linear.width_in, m
+    elif kernel.role in ("hidden_grad", "input_grad"):
+        n, k = k, n
+    planes = linear.planes if kernel.role == "hidden" else 1
+    return choose(kernel.role, kernel.path, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
 
 
 def _compile(module: Any, plan: Plan, kernel: Kernel, stage: int, linear: Linear, m: int) -> Resources:
-    rows, n, k = _product(kernel.role, linear, m)
-    planes = linear.planes if kernel.role == "hidden" else 1
-    config = choose(kernel.role, kernel.path, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
-    sizes = (linear.width_out, linear.width_in) if kernel.role == "weight_grad" else (n, k)
-    values = {"N": sizes[0], "K": sizes[1], "PLANES": linear.planes, "PARTIAL": config.splits > 1, "SAVE": True, "EMIT_HIDDEN": True}
-    values |= {"SUM_BIAS": True, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
-    values["GROUP_M"] = config.group_m
-    compiled = _triton_compile(getattr(module, kernel.name), kernel, values, config, plan)
+    config = _config(plan, kernel, linear, m) if kernel.path else None
+    values = {a.name: int(a.passed) for a in kernel.args if a.kind == "constexpr" and a.passed.isdigit()}
+    if config is None:
+        values["N"] = linear.width_out
+    else:
+        across = kernel.role in ("hidden_grad", "input_grad")  # the product sums over the weight's rows
+        n, k = (linear.width_in, linear.width_out) if across else (linear.width_out, linear.width_in)
+        values |= {"N": n, "K": k, "PLANES": linear.planes, "PARTIAL": config.splits > 1, "GROUP_M": config.group_m}
+        values |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
+        values |= {"SAVE": True, "EMIT_HIDDEN": True, "SUM_BIAS": True}
+    # Triton specialises on integers that 16 divides: strides are widths, or multiples of one.
+    divisible = linear.width_in % 16 == 0 and linear.width_out % 16 == 0
+    compiled = _triton_compile(getattr(module, kernel.name), kernel, values, config, plan, divisible)
     if plan.target.kind == "hip":
         text = compiled.asm["amdgcn"]
         registers = spills = None
@@ -122,12 +146,12 @@ def _compile(module: Any, plan: Plan, kernel: Kernel, stage: int, linear: Linear
         registers, spills, serialised = _ptxas(text, int(plan.target.arch))
     shared = int(compiled.metadata.shared)
     return Resources(
-        kernel.name, stage, config, registers, spills, shared, config.num_warps, _instruction(text), serialised,
+        kernel.name, stage, config, registers, spills, shared, config.num_warps if config else _POINTWISE_WARPS, _instruction(text), serialised,
         shared <= plan.target.shared_memory, text,
     )  # fmt: skip
 
 
-def _triton_compile(function: Any, kernel: Kernel, values: dict[str, Any], config: Config, plan: Plan) -> Any:
+def _triton_compile(function: Any, kernel: Kernel, values: dict[str, Any], config: Config | None, plan: Plan, divisible: bool) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -135,18 +159,25 @@ def _triton_compile(function: Any, kernel: Kernel, values: dict[str, Any], confi
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int], list[list[Any]]] = {}
     for position, arg in enumerate(kernel.args):
-        kind = _signature_type(arg, values)
+        kind = _signature_type(arg, values, plan)
         if arg.kind == "constexpr":
             constants[arg.name] = values[arg.name]
         elif _is_unit_stride(arg):
             kind, constants[arg.name] = "constexpr", 1
-        elif arg.kind in ("pointer", "stride"):
+        elif arg.kind == "pointer" or (arg.kind == "stride" and divisible):
             attributes[(position,)] = [["tt.divisibility", 16]]
         signature[arg.name] = kind
     target = GPUTarget(plan.target.kind, plan.target.arch, plan.target.warp_size)
     source = triton.compiler.ASTSource(function, signature, constants, attributes)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-    return triton.compile(source, target=target, options=options)
+    options: dict[str, Any] = {"num_warps": _POINTWISE_WARPS, "enable_fp_fusion": True}
+    if config is not None:
+        options |= {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    try:
+        return triton.compile(source, target=target, options=options)
+    except Exception as error:  # Triton's own errors have no common base, and each release adds some
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        message = f"triton {triton.__version__} cannot compile {kernel.name} of {plan.name} for {plan.target.name}"
+        raise UnsupportedError(message, [f"{type(error).__name__}: {reason}"[:400]]) from error
 
 
 def _is_unit_stride(arg: Arg) -> bool:
@@ -154,11 +185,11 @@ def _is_unit_stride(arg: Arg) -> bool:
     return arg.kind == "stride" and arg.passed.endswith(("stride(-1)", "stride(1)"))
 
 
-def _signature_type(arg: Arg, values: dict[str, Any]) -> str:
+def _signature_type(arg: Arg, values: dict[str, Any], plan: Plan) -> str:
     if arg.kind == "constexpr":
         return "constexpr"
     if arg.kind == "pointer":
-        return f"*{_TYPES.get(arg.dtype, 'fp32')}"
+        return f"*{_TYPES[arg.dtype or plan.dtype]}"
     if arg.kind == "descriptor":
         block = ", ".join(str(_block_size(b, values)) for b in arg.block)
         return f"tensordesc<{_TYPES[arg.dtype]}[{block}]>"
