@@ -79,7 +79,9 @@ def resources(
     key, text, file = publish(spec, chosen, "triton")
     module = BACKENDS["triton"].load(file, text, key)
     view = emit(plan)
-    found = [_compile(module, plan, kernel, stage, linear, m) for kernel, stage, linear in _launches(plan, view.kernels, path, backward)]
+    found = [
+        _compile(module, plan, kernel, stage, linear, m) for kernel, stage, linear in _launches(plan, view.kernels, path, backward)
+    ]
     if backward:
         partial = any(r.config is not None and r.config.splits > 1 for r in found)
         last = len(plan.linears) - 1
@@ -151,7 +153,9 @@ def _compile(module: Any, plan: Plan, kernel: Kernel, stage: int, linear: Linear
     )  # fmt: skip
 
 
-def _triton_compile(function: Any, kernel: Kernel, values: dict[str, Any], config: Config | None, plan: Plan, divisible: bool) -> Any:
+def _triton_compile(
+    function: Any, kernel: Kernel, values: dict[str, Any], config: Config | None, plan: Plan, divisible: bool
+) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
 

@@ -19,7 +19,7 @@ _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=",
           "both": "&", "either": "|"}  # fmt: skip
 _CALLS = {
     "abs": "tl.abs({})", "exp": "tl.exp({})", "log": "tl.log({})", "sqrt": "tl.sqrt({})", "sin": "tl.sin({})",
-    "cos": "tl.cos({})", "erf": "tl.erf({})", "where": "tl.where({}, {}, {})", "not": "~{}", "neg": "-{}",
+    "cos": "tl.cos({})", "erf": "tl.erf({})", "where": "tl.where({}, {}, {})", "invert": "~{}", "neg": "-{}",
     # NaN goes through, as in torch; plain tl.maximum(NaN, 0) is 0 on a GPU.
     "max": "tl.maximum({}, {}, propagate_nan=tl.PropagateNan.ALL)",
     "min": "tl.minimum({}, {}, propagate_nan=tl.PropagateNan.ALL)",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 ELEMENTARY: Final = frozenset(
-    "add sub mul div neg abs exp log sqrt sin cos erf max min where lt le gt ge eq ne both either not".split()
+    "add sub mul div neg abs exp log sqrt sin cos erf max min where lt le gt ge eq ne both either invert".split()
 )
 """What every backend prints. `max` and `min` pass NaN on, as torch does; comparisons with NaN are false."""
 
@@ -25,7 +25,7 @@ INTRINSIC: Final = frozenset(
 """Functions of one argument that `stable` knows a cancellation-free form of."""
 
 ARITY: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("neg", "abs", "exp", "log", "sqrt", "sin", "cos", "erf", "not", *sorted(INTRINSIC)), 1),
+    **dict.fromkeys(("neg", "abs", "exp", "log", "sqrt", "sin", "cos", "erf", "invert", *sorted(INTRINSIC)), 1),
     **dict.fromkeys(("add", "sub", "mul", "div", "max", "min", "lt", "le", "gt", "ge", "eq", "ne", "both", "either"), 2),
     "where": 3,
 }
@@ -163,7 +163,7 @@ def _simplify(op: str, args: tuple[Expr, ...]) -> Expr | None:
             return call("mul", a.args[0], a.args[1].value * b.value)
     elif op == "div":
         a, b = args
-        if b.is_const() and b.value != 0.0:
+        if b.is_const() and abs(b.value) > 1e-300:  # below, the reciprocal is infinite
             return call("mul", a, 1.0 / b.value)
     elif op == "neg":
         (a,) = args

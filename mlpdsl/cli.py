@@ -1,0 +1,279 @@
+"""The command line: `mlpdsl show` and `mlpdsl explain`. Needs the extra `cli` (click, rich), and no GPU.
+
+Exit status 0; 1 where a kernel does not fit its target; 2 for a mistake in what was asked, said in one message on stderr.
+Nothing heavy is imported before a command runs, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlpdsl.errors import MLPError, SpecError, describe, shorten
+from mlpdsl.names import did_you_mean, listed
+from mlpdsl.spec import MAX_JSON, MLPSpec
+from mlpdsl.target import TARGETS, detect, parse_target
+from mlpdsl.version import __version__
+
+if TYPE_CHECKING:
+    import click
+
+    from mlpdsl.resources import Resources
+
+__all__ = ["explain", "function_source", "main", "read_spec", "show", "table"]
+
+STAGES = ("source", "ptx", "resources")
+
+_FORMS = "JSON text, the path of a .json file, or module:attribute"
+_SPEC_HELP = (
+    "SPEC is JSON text, the path of a .json file, or module:attribute, where the attribute is an MLPSpec or has one as .spec."
+)
+
+
+def read_spec(text: str) -> MLPSpec:
+    """The spec that SPEC names: JSON text ("{…}"), a path (it exists, or ends in .json), or "module:attribute".
+
+    Raises `SpecError` saying what was tried.
+    """
+    if text.lstrip().startswith("{"):
+        return MLPSpec.from_json(text)
+    module, colon, attribute = text.partition(":")
+    if os.path.isfile(text) or (text.endswith(".json") and not colon):
+        return _from_file(Path(text))
+    if not colon or not module or not attribute:
+        raise SpecError(describe("SPEC", text, _FORMS, "There is no file of that name, and no colon after a module's name."))
+    return _from_module(text, module, attribute)
+
+
+def _from_file(path: Path) -> MLPSpec:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_JSON + 1)
+    except OSError as error:
+        raise SpecError(f"SPEC: cannot read the file {shorten(str(path))}: {error.strerror or error}. SPEC is {_FORMS}.") from error
+    try:
+        return MLPSpec.from_json(content)
+    except SpecError as error:
+        raise SpecError(f"in the file {path}: {error}") from error
+
+
+def _from_module(text: str, module: str, attribute: str) -> MLPSpec:
+    # A console script's path begins with the folder of the script; people mean the one they are in.
+    sys.path.insert(0, os.getcwd())
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # what the module prints is not part of the answer
+            value: object = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        raise SpecError(_import_failure(module, error)) from error
+    reached = module
+    for name in attribute.split("."):
+        try:
+            value = getattr(value, name)
+        except Exception as error:  # a property may raise anything
+            step = did_you_mean(name, [n for n in dir(value) if not n.startswith("_")]) if isinstance(error, AttributeError) else ""
+            why = f"{reached} has no attribute {name!r}" if isinstance(error, AttributeError) else f"reading it {_raised(error)}"
+            raise SpecError(f"SPEC {text!r}: {why}. {step or f'SPEC is {_FORMS}.'}") from error
+        reached += f".{name}"
+    spec = value if isinstance(value, MLPSpec) else getattr(value, "spec", None)
+    if not isinstance(spec, MLPSpec):
+        step = "Name an MLPSpec, an mlpdsl.MLP, or what mlpdsl.compile returned."
+        raise SpecError(describe(f"SPEC {text!r}", value, "an MLPSpec, or something with one as .spec", step))
+    return spec
+
+
+def _import_failure(module: str, error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+        return f"SPEC: there is no module {error.name!r} in {os.getcwd()} or on sys.path. SPEC is {_FORMS}."
+    return f"SPEC: importing the module {module!r} {_raised(error)}"
+
+
+def _raised(error: BaseException) -> str:
+    """What was raised, and the last line of the user's own code that was running."""
+    ours = str(Path(__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((ours, "<frozen")) and f.lineno]
+    frames = [f for f in frames if f.filename != importlib.__file__]
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"raised {type(error).__name__}{where}: {error}"
+
+
+def function_source(text: str, name: str) -> str:
+    """The lines of one top-level function of a file, decorators included. Raises `SpecError` naming those there are."""
+    functions = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
+    if name not in functions:
+        raise SpecError(
+            describe("--kernel", name, listed(functions), did_you_mean(name, functions) or "Choose one of these names.")
+        )
+    node = functions[name]
+    first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+    return "".join(text.splitlines(keepends=True)[first - 1 : node.end_lineno])
+
+
+def table(rows: Iterable[Resources], limit: int) -> str:
+    """One line a kernel as compiled, in columns; `limit` is the target's shared memory a block, in bytes."""
+    titles = ("kernel", "stage", "tile", "warps", "stages", "registers", "shared", "fits", "spills", "instruction", "serialised")
+    lines = [titles]
+    for r in rows:
+        c = r.config
+        lines.append((
+            r.name, str(r.stage), f"{c.block_m}x{c.block_n}x{c.block_k}" if c else "-", str(r.warps), str(c.num_stages) if c else "-",
+            _number(r.registers), f"{r.shared} of {limit}", "yes" if r.fits else "NO", _number(r.spills), r.instruction,
+            "YES" if r.serialised else "no",
+        ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "".join("  ".join(map(str.ljust, line, widths)).rstrip() + "\n" for line in lines)
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def show(
+    spec: str,
+    stage: str = "source",
+    target: str | None = None,
+    m: int | None = None,
+    backward: bool | None = None,
+    kernel: str | None = None,
+    path: str | None = None,
+) -> int:
+    """Print what is generated for SPEC; needs no GPU.
+
+    Stage `source` is the file, and says on stderr where it lies; `ptx` each kernel's PTX (AMD: assembly); `resources` a table of
+    registers, shared memory and spills, with exit status 1 where a kernel does not fit the target.
+    """
+    import click
+
+    if stage == "source":
+        for option, value in (("--m", m), ("--forward-only or --backward", backward), ("--path", path)):
+            if value is not None:
+                raise click.UsageError(f"{option} does not change the source: add --stage ptx or --stage resources.")
+    if target is not None:
+        parse_target(target, "--target")
+    declared = read_spec(spec)
+    if stage == "source":
+        return _show_source(declared, target, kernel)
+    from mlpdsl.resources import resources
+    from mlpdsl.source import DEFAULT_TARGET
+
+    chosen = parse_target(target) if target is not None else detect() or parse_target(DEFAULT_TARGET)
+    found = resources(declared, chosen, m or 4096, backward=backward is not False, path=path)
+    if kernel is not None:
+        names = {r.name: None for r in found}
+        if kernel not in names:
+            step = did_you_mean(kernel, names) or "These are launched; --path masked has the others, if there are any."
+            raise SpecError(describe("--kernel", kernel, listed(names), step))
+        found = [r for r in found if r.name == kernel]
+    if stage == "ptx":
+        comment = "//" if chosen.kind == "cuda" else ";"
+        for r in found:
+            tile = f", tile {r.config.block_m}x{r.config.block_n}x{r.config.block_k}" if r.config else ""
+            title = f"{comment} {r.name}, stage {r.stage}{tile}, {r.warps} warps, for {chosen.name}\n"
+            click.echo(f"{title}{r.assembly.rstrip()}\n".encode(), nl=False)
+        return 0
+    click.echo(table(found, chosen.shared_memory), nl=False)
+    return 0 if all(r.fits for r in found) else 1
+
+
+def _show_source(spec: MLPSpec, target: str | None, kernel: str | None) -> int:
+    import click
+
+    from mlpdsl.source import generate
+
+    made = generate(spec, target=target)
+    text = made.text if kernel is None else function_source(made.text, kernel)
+    click.echo(f"mlpdsl: {made.path}{'' if made.path.exists() else ' (could not be written)'}", err=True)
+    if not (sys.stdout.isatty() and _highlight(text)):
+        click.echo(text.encode(), nl=False)
+    return 0
+
+
+def _highlight(text: str) -> bool:
+    """Print Python in colours, and say whether that could be done."""
+    try:
+        from rich.console import Console
+        from rich.syntax import Syntax
+    except ModuleNotFoundError:
+        return False
+    coloured = Syntax("", "python", theme="ansi_dark", background_color="default").highlight(text)
+    Console().print(coloured, soft_wrap=True, end="")
+    return True
+
+
+def explain(spec: str, m: int, target: str | None = None) -> int:
+    """Say what runs for SPEC on a number of rows, and why."""
+    import click
+
+    if target is not None:
+        parse_target(target, "--target")
+    declared = read_spec(spec)
+    from mlpdsl.explanation import explain
+
+    click.echo(str(explain(declared, m, target)))
+    return 0
+
+
+def _commands() -> click.Group:
+    """The commands, made here and not by decorators so that this file can be imported without click."""
+    import click
+
+    spec = click.Argument(["spec"])
+    rows = click.IntRange(min=1)
+    target = click.Option(["--target"], metavar="NAME", help=f"{', '.join(TARGETS)}; default: this machine's, else sm_90.")
+    show_options: list[click.Parameter] = [
+        spec,
+        click.Option(["--stage"], type=click.Choice(STAGES), default="source", show_default=True),
+        target,
+        click.Option(["--m"], type=rows, metavar="ROWS", help="Rows of x, which decide the tile sizes; default: 4096."),
+        click.Option(["--backward/--forward-only"], default=None, help="Compile every kernel (default), or forward's alone."),
+        click.Option(["--kernel"], metavar="NAME", help="Only this kernel (stage source: any function of the file)."),
+        click.Option(["--path"], type=click.Choice(("tma", "masked")), help="How kernels read memory; default: the target's best."),
+    ]
+    explain_options: list[click.Parameter] = [spec, click.Option(["--m"], type=rows, metavar="ROWS", required=True), target]
+    group = click.Group(help="Declared MLPs, and the Triton kernels written for them.", context_settings={"max_content_width": 100})
+    click.version_option(__version__, prog_name="mlpdsl", message="%(prog)s %(version)s")(group)
+    for name, function, options in (("show", show, show_options), ("explain", explain, explain_options)):
+        about = f"{function.__doc__}\n\n{_SPEC_HELP}"
+        group.add_command(click.Command(name, callback=function, params=options, help=about))
+    return group
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line on `args` (default: the process's) and return the exit status."""
+    try:
+        import click
+    except ModuleNotFoundError:
+        return _mistake("the command line needs click and rich: pip install 'mlpdsl[cli]'")
+    try:
+        status = _commands().main(args, prog_name="mlpdsl", standalone_mode=False)
+        sys.stdout.flush()
+        return int(status or 0)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except MLPError as error:
+        return _mistake(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in _NEEDED:
+            raise
+        return _mistake(f"this command needs {error.name}, which is not installed: pip install {error.name}")
+    except BrokenPipeError:
+        # Whoever read has had enough (`| head`). What Python would still flush at exit must go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+_NEEDED = ("jinja2", "torch", "triton")
+
+
+def _mistake(message: str) -> int:
+    print(f"mlpdsl: {message}", file=sys.stderr)
+    return 2
