@@ -39,8 +39,9 @@ ROWS: dict[str, tuple[MLPSpec, int]] = {
 
 def clocks() -> dict[str, str]:
     query = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
     try:
-        line = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, check=True)
+        line = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
     return dict(zip(query.split(","), (v.strip() for v in line.stdout.splitlines()[0].split(",")), strict=False))
@@ -67,7 +68,8 @@ def candidates(spec: MLPSpec, m: int, train: bool) -> dict[str, Callable[[], Any
     dtype = getattr(torch, spec.dtype)
     make: Callable[..., torch.Tensor] = lambda *s: torch.randn(*s, device="cuda").to(dtype).requires_grad_(train)  # noqa: E731
     x = make(m, spec.d_in)
-    params = [(torch.randn(s, device="cuda") / s[-1] ** 0.5).to(dtype).requires_grad_(train) for s in spec.parameter_shapes().values()]
+    shapes = spec.parameter_shapes().values()
+    params = [(torch.randn(s, device="cuda") / s[-1] ** 0.5).to(dtype).requires_grad_(train) for s in shapes]
     grad = torch.randn(m, spec.d_out, device="cuda").to(dtype)
     calls = {"mlpdsl": mlpdsl.compile(spec, backend="triton"), "eager": mlpdsl.reference(spec)}
     if not train:
@@ -109,7 +111,12 @@ def main() -> None:
         "command": "python " + shlex.join(sys.argv),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "gpu": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version(), "mlpdsl": mlpdsl.__version__},
+        "versions": {
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "python": platform.python_version(),
+            "mlpdsl": mlpdsl.__version__,
+        },
         "rows": {},
     }
     torch.manual_seed(0)

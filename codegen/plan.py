@@ -104,7 +104,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Config:
-    """The tunables of one launch: tile sizes in elements, rows of tiles walked together, warps, pipeline stages, splits of K."""
+    """The tunables of one launch: tile sizes in elements, rows of tiles walked together, warps, pipeline stages,
+    splits of K, and persistent programs a multiprocessor."""
 
     block_m: int
     block_n: int
@@ -113,6 +114,7 @@ class Config:
     num_warps: int = 4
     num_stages: int = 3
     splits: int = 1
+    residency: int = 1
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)

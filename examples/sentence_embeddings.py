@@ -145,15 +145,12 @@ def tokenize(tokenizer: Any, sentences: list[str], device: torch.device) -> list
     return batches
 
 
-def timed(device: torch.device, function: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """What it returns, and the least seconds a call takes, once a first one has compiled and warmed up."""
-    result = function()
+def timed(function: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    """What it returns, and the least seconds that a call takes, out of up to six: the first compiles."""
     seconds: list[float] = []
-    while len(seconds) < 5 and sum(seconds) < 2:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    while len(seconds) < 6 and sum(seconds) < 5:
         start = time.perf_counter()
-        function()  # ends on the CPU, so that nothing is left running
+        result = function()  # ends on the CPU, so that nothing is left running
         seconds.append(time.perf_counter() - start)
     return result, min(seconds)
 
@@ -172,12 +169,12 @@ def compare_embeddings(sentences: list[str], dtype: str, device: torch.device) -
     batches = tokenize(tokenizer, sentences, device)
     exact = embed(copy.deepcopy(encoder).double().to(device), batches)
     model = encoder.to(device, DTYPES[dtype])
-    original, original_time = timed(device, lambda: embed(model, batches))
+    original, original_time = timed(lambda: embed(model, batches))
 
     before = {id(p) for p in model.parameters()}
     replaced = replace_mlps(model)
     assert {id(p) for p in model.parameters()} == before, "the parameters are the model's own"
-    embeddings, mlpdsl_time = timed(device, lambda: embed(model, batches))
+    embeddings, mlpdsl_time = timed(lambda: embed(model, batches))
 
     cosine = (embeddings * original).sum(-1) / (embeddings.norm(dim=-1) * original.norm(dim=-1))
     agree = bool(cosine.min() >= MIN_COSINE[dtype])
@@ -232,8 +229,8 @@ def load_mlps(path: Path) -> tuple[mlpdsl.MLPSpec, list[dict[str, Tensor]]]:
         return spec, layers
     except OSError as error:
         raise ExampleError(f"cannot read {path}: {error.strerror}. --save-activations FILE writes such a file.") from None
-    except Exception as error:  # torch.load has no error of its own for a file of another kind
-        raise ExampleError(f"{path} was not written by --save-activations: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # torch.load has no one error for files of another kind
+        raise ExampleError(f"{path} is not a file that --save-activations wrote ({type(error).__name__}).") from error
 
 
 def error_of(actual: Tensor, exact: Tensor) -> float:
@@ -307,7 +304,7 @@ def device_named(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ExampleError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        raise ExampleError(f"--device {name} cannot be used here; cpu can: {str(error).splitlines()[0]}") from None
     return device
 
 

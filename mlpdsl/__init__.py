@@ -16,12 +16,12 @@ from mlpdsl.version import __version__
 
 if TYPE_CHECKING:
     from mlpdsl.compiled import compile, warmup
+    from mlpdsl.eager import reference
     from mlpdsl.errors import MLPError, ShapeError, SpecError, UnsupportedError
     from mlpdsl.explanation import Explanation, explain
     from mlpdsl.fusing import fuse, unfuse
-    from mlpdsl.source import Generated, generate
     from mlpdsl.module import MLP
-    from mlpdsl.eager import reference
+    from mlpdsl.source import Generated, generate
     from mlpdsl.spec import MLPSpec
 
 _WHERE = {

@@ -21,7 +21,13 @@ _TRANSFORM_IN_COMPILE = (
 
 
 def _gradients(
-    spec: str, same_as: Sequence[str], needs: Sequence[bool], grad: Tensor, x: Tensor, inputs: Sequence[Tensor], saved: Sequence[Tensor]
+    spec: str,
+    same_as: Sequence[str],
+    needs: Sequence[bool],
+    grad: Tensor,
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    saved: Sequence[Tensor],
 ) -> list[Tensor | None]:
     """The gradients of x and of the inputs (parameters, then operands), None where not needed."""
     count = len(inputs) - len(same_as)

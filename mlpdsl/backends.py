@@ -65,7 +65,7 @@ class TritonBackend:
         if interpreting():
             return reasons
         if device != "cuda":
-            step = "set TRITON_INTERPRET=1 before importing triton to interpret the kernels" if device == "cpu" else "move them to one"
+            step = "set TRITON_INTERPRET=1 before importing triton to interpret them" if device == "cpu" else "move them to one"
             reasons.append(f"the tensors are on {device}, and the kernels run on a GPU; {step}")
         return reasons
 
@@ -114,7 +114,8 @@ def backend_named(name: object, where: str = "backend") -> Backend:
     """The backend of that name. Raises `SpecError` naming the valid ones."""
     if type(name) is not str or name not in BACKENDS:
         word = name if type(name) is str and len(name) < 64 else ""
-        raise SpecError(describe(where, name, listed(BACKENDS), did_you_mean(word, BACKENDS) or "Leave it out to choose by device."))
+        step = did_you_mean(word, BACKENDS) or "Leave it out to choose by device."
+        raise SpecError(describe(where, name, listed(BACKENDS), step))
     return BACKENDS[name]
 
 
@@ -126,7 +127,7 @@ def requested_backend(argument: str | None) -> str | None:
     return backend_named(variable, f"environment variable {VARIABLE}").name if variable else None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _choose(requested: str | None, device: str, interpreted: bool) -> str:
     if requested is not None:
         reasons = BACKENDS[requested].runs_on(device)

@@ -227,9 +227,7 @@ def _open_directory(name: str, parent: int | None) -> int:
             raise _RefusedError(f"{name!r} belongs to another user (uid {status.st_uid})")
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             mode = stat.S_IMODE(status.st_mode)
-            raise _RefusedError(
-                f"{name!r} is writable by its group or by others (mode {mode:04o}); run chmod go-w on it"
-            )
+            raise _RefusedError(f"{name!r} is writable by its group or by others (mode {mode:04o}); run chmod go-w on it")
     except BaseException:
         os.close(directory)
         raise

@@ -49,7 +49,8 @@ class Signature:
             if not isinstance(param, Tensor):
                 _fail(name, param, f"a tensor {shape} of {dtype}")
             if param.shape != shape:
-                _fail(f"{name}.shape", tuple(param.shape), str(shape), "Weights are (out_features, in_features), as in nn.Linear.")
+                step = "Weights are (out_features, in_features), as in nn.Linear."
+                _fail(f"{name}.shape", tuple(param.shape), str(shape), step)
             _check_kind(name, param, x, (dtype,))
         if operands.keys() != self.kinds.keys():
             _fail_names(operands, self.kinds)
@@ -59,14 +60,16 @@ class Signature:
 
 def _check_operand(d_out: int, name: str, kind: str, operand: Tensor, x: Tensor, dtype: torch.dtype) -> None:
     if not isinstance(operand, Tensor):
-        _fail(name, operand, f"a tensor (operand of kind {kind!r})", f"Wrap a number as torch.tensor(value, device={str(x.device)!r}).")
+        step = f"Wrap a number as torch.tensor(value, device={str(x.device)!r})."
+        _fail(name, operand, f"a tensor (operand of kind {kind!r})", step)
     if kind == "scalar":
         if operand.numel() != 1:
             _fail(f"{name}.shape", tuple(operand.shape), "one element")
     else:
         shape = (*x.shape[:-1], d_out) if kind == "tile" else (d_out,)
         if operand.shape != shape:
-            _fail(f"{name}.shape", tuple(operand.shape), str(tuple(shape)), "Operands do not broadcast; use .expand where that is meant.")
+            step = "Operands do not broadcast; use .expand where that is meant."
+            _fail(f"{name}.shape", tuple(operand.shape), str(tuple(shape)), step)
     _check_kind(name, operand, x, (dtype,) if kind == "tile" else (dtype, torch.float32))
 
 

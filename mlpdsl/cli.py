@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import inspect
 import os
 import sys
 import traceback
@@ -81,7 +82,10 @@ def _from_module(text: str, module: str, attribute: str) -> MLPSpec:
             why = f"{reached} has no attribute {name!r}" if isinstance(error, AttributeError) else f"reading it {_raised(error)}"
             raise SpecError(f"SPEC {text!r}: {why}. {step or f'SPEC is {_FORMS}.'}") from error
         reached += f".{name}"
-    spec = value if isinstance(value, MLPSpec) else getattr(value, "spec", None)
+    spec = value
+    if not isinstance(value, MLPSpec):
+        with contextlib.suppress(Exception):
+            spec = getattr(value, "spec", None)
     if not isinstance(spec, MLPSpec):
         step = "Name an MLPSpec, an mlpdsl.MLP, or what mlpdsl.compile returned."
         raise SpecError(describe(f"SPEC {text!r}", value, "an MLPSpec, or something with one as .spec", step))
@@ -96,9 +100,8 @@ def _import_failure(module: str, error: BaseException) -> str:
 
 def _raised(error: BaseException) -> str:
     """What was raised, and the last line of the user's own code that was running."""
-    ours = str(Path(__file__).parent)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((ours, "<frozen")) and f.lineno]
-    frames = [f for f in frames if f.filename != importlib.__file__]
+    ours = (str(Path(__file__).parent), "<", str(importlib.__file__))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"raised {type(error).__name__}{where}: {error}"
 
@@ -121,13 +124,17 @@ def table(rows: Iterable[Resources], limit: int) -> str:
     lines = [titles]
     for r in rows:
         c = r.config
-        lines.append((
-            r.name, str(r.stage), f"{c.block_m}x{c.block_n}x{c.block_k}" if c else "-", str(r.warps), str(c.num_stages) if c else "-",
-            _number(r.registers), f"{r.shared} of {limit}", "yes" if r.fits else "NO", _number(r.spills), r.instruction,
-            "YES" if r.serialised else "no",
-        ))  # fmt: skip
+        tile, stages = (_tile(r), str(c.num_stages)) if c else ("-", "-")
+        shared = f"{r.shared} of {limit}"
+        fits, serialised = "yes" if r.fits else "NO", "YES" if r.serialised else "no"
+        compiled = (_number(r.registers), shared, fits, _number(r.spills), r.instruction, serialised)
+        lines.append((r.name, str(r.stage), tile, str(r.warps), stages, *compiled))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "".join("  ".join(map(str.ljust, line, widths)).rstrip() + "\n" for line in lines)
+
+
+def _tile(r: Resources) -> str:
+    return f"{r.config.block_m}x{r.config.block_n}x{r.config.block_k}" if r.config else ""
 
 
 def _number(value: int | None) -> str:
@@ -167,13 +174,13 @@ def show(
     if kernel is not None:
         names = {r.name: None for r in found}
         if kernel not in names:
-            step = did_you_mean(kernel, names) or "These are launched; --path masked has the others, if there are any."
+            step = "A call launches these; see also --path and --backward."
             raise SpecError(describe("--kernel", kernel, listed(names), step))
         found = [r for r in found if r.name == kernel]
     if stage == "ptx":
         comment = "//" if chosen.kind == "cuda" else ";"
         for r in found:
-            tile = f", tile {r.config.block_m}x{r.config.block_n}x{r.config.block_k}" if r.config else ""
+            tile = f", tile {_tile(r)}" if r.config else ""
             title = f"{comment} {r.name}, stage {r.stage}{tile}, {r.warps} warps, for {chosen.name}\n"
             click.echo(f"{title}{r.assembly.rstrip()}\n".encode(), nl=False)
         return 0
@@ -239,7 +246,7 @@ def _commands() -> click.Group:
     group = click.Group(help="Declared MLPs, and the Triton kernels written for them.", context_settings={"max_content_width": 100})
     click.version_option(__version__, prog_name="mlpdsl", message="%(prog)s %(version)s")(group)
     for name, function, options in (("show", show, show_options), ("explain", explain, explain_options)):
-        about = f"{function.__doc__}\n\n{_SPEC_HELP}"
+        about = f"{inspect.getdoc(function)}\n\n{_SPEC_HELP}"
         group.add_command(click.Command(name, callback=function, params=options, help=about))
     return group
 

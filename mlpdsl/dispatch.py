@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,7 +34,7 @@ class Runner(NamedTuple):
     pick: Pick
 
 
-@lru_cache(maxsize=None)
+@cache
 def target_of(device: torch.device) -> Target:
     """The architecture of a device; MLPDSL_TARGET where it is set. Raises `UnsupportedError` for an unknown one."""
     import os
@@ -72,7 +72,7 @@ def runner(spec_json: str, device: torch.device) -> Runner:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(spec: MLPSpec, target: Target) -> Runner:
     key, text, path = source.publish(spec, target, "triton")
     plan = lower(spec, target)
@@ -98,4 +98,3 @@ def _picker(plan: Plan) -> Pick:
         return found
 
     return pick
-

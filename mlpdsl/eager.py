@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from mlpdsl.spec import MLPSpec
 __all__ = ["reference"]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _activation(name: str) -> Callable[[Tensor], Tensor]:
     # The functions that were traced into the kernels are the reference: there is no second list to drift from.
     from mlpdsl.codegen.expr.registered import definitions
@@ -109,4 +109,5 @@ def check_spec(spec: object) -> None:
     from mlpdsl.errors import SpecError, describe
 
     if not isinstance(spec, MLPSpec):
-        raise SpecError(describe("spec", spec, "an MLPSpec", "Write MLPSpec(dims=..., activation=...), or MLPSpec.from_json(text)."))
+        step = "Write MLPSpec(dims=..., activation=...), or MLPSpec.from_json(text)."
+        raise SpecError(describe("spec", spec, "an MLPSpec", step))

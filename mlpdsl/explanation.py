@@ -65,8 +65,8 @@ def explain(spec: MLPSpec, m: int, target: str | Target | None = None) -> Explan
 
     Raises `SpecError`, `ShapeError` for a bad m, `UnsupportedError` for an unknown target.
     """
-    from mlpdsl.source import DEFAULT_TARGET
     from mlpdsl.eager import check_spec
+    from mlpdsl.source import DEFAULT_TARGET
 
     check_spec(spec)
     if type(m) is not int or m < 1:

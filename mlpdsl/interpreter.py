@@ -176,10 +176,7 @@ def _cast(original: Callable[..., Handle]) -> Callable[..., Handle]:
             if target is None and _encoded(src) is None:
                 return original(self, src, dst_type)
             values = _decoded(src).data
-            if target is not None:
-                data = target.encode(values)
-            else:
-                data = values.astype(triton_interpreter._get_np_dtype(dst_type))
+            data = target.encode(values) if target else values.astype(triton_interpreter._get_np_dtype(dst_type))
         return triton_interpreter.TensorHandle(data, dst_type.scalar)
 
     return cast_impl
@@ -192,9 +189,7 @@ def _float_to_float(original: Callable[..., Handle]) -> Callable[..., Handle]:
     def create_fp_to_fp(self: Any, src: Handle, dst_type: Any, rounding_mode: Any) -> Handle:
         if rounding_mode == _ir.ROUNDING_MODE.RTZ and dst_type.scalar.name in formats:
             codes = formats[dst_type.scalar.name].encode(_decoded(src).data, toward_zero=True)
-            return triton_interpreter.TensorHandle(
-                codes.view(triton_interpreter._get_np_dtype(dst_type)), dst_type.scalar
-            )
+            return triton_interpreter.TensorHandle(codes.view(triton_interpreter._get_np_dtype(dst_type)), dst_type.scalar)
         known = {*formats, "fp32", "fp64"}
         if rounding_mode != _ir.ROUNDING_MODE.RTZ and {src.dtype.scalar.name, dst_type.scalar.name} <= known:
             return self.cast_impl(src, dst_type)

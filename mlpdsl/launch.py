@@ -6,7 +6,7 @@ Imported by generated modules, so it imports torch and triton; nothing that decl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,13 +38,14 @@ class Launch:
     block_k: int
     group_m: int
     splits: int
+    residency: int
     options: dict[str, Any]
 
     @classmethod
     def of(cls, config: Config) -> Launch:
         # enable_fp_fusion is said aloud because Triton's default for it changes between releases.
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-        return cls(config.block_m, config.block_n, config.block_k, config.group_m, config.splits, options)
+        return cls(config.block_m, config.block_n, config.block_k, config.group_m, config.splits, config.residency, options)
 
 
 def fits_tma(*tensors: torch.Tensor) -> bool:
@@ -110,7 +111,7 @@ def fits_pair(first: torch.Tensor, second: torch.Tensor) -> bool:
     return _pair_proved(first.device)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pair_proved(device: torch.device) -> bool:
     """Copy two small, oddly spaced matrices through one descriptor and compare; False where anything goes wrong."""
     if device.type == "cpu":
@@ -125,14 +126,14 @@ def tiles(config: Launch, rows: int, columns: int) -> int:
     return -(-rows // config.block_m) * -(-columns // config.block_n)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
-def programs(t: torch.Tensor, tiles: int) -> int:
-    """How many persistent programs walk the tiles: one a multiprocessor (3 when interpreting, so that they do walk)."""
-    return min(tiles, _processors(t.device))
+def programs(t: torch.Tensor, config: Launch, tiles: int) -> int:
+    """How many persistent programs walk the tiles: as many as are resident (3 when interpreting, so that they do walk)."""
+    return min(tiles, config.residency * _processors(t.device))
 
 
 def empty_like(t: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mlpdsl.checks import torch_dtype
 from mlpdsl.compiled import compile
+from mlpdsl.errors import UnsupportedError
 from mlpdsl.spec import MLPSpec
 
 __all__ = ["MLP"]
@@ -47,6 +48,10 @@ class MLP(nn.Module):
         params: list[Tensor] = []
         for name in self._linears:
             linear = self.get_submodule(name)
+            if not isinstance(linear, nn.Linear):
+                raise UnsupportedError(
+                    f"{name} is now a {type(linear).__name__}; mlpdsl.MLP runs only nn.Linear children's weights"
+                )
             params.append(linear.weight)
             if self.spec.bias:
                 params.append(linear.bias)

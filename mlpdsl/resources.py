@@ -69,7 +69,7 @@ def resources(
     if type(m) is not int or m < 1:
         raise ShapeError(describe("m", m, "an integer, 1 or more", "Pass the number of rows of x."))
     if interpreting():
-        raise UnsupportedError("Triton interprets kernels in this process (TRITON_INTERPRET=1), and so cannot compile them")
+        raise UnsupportedError("Triton interprets kernels in this process (TRITON_INTERPRET=1) and cannot compile them: unset it")
     chosen = parse_target(target) if target is not None else detect() or parse_target(DEFAULT_TARGET)
     plan = lower(spec, chosen)
     if path is None or not plan.uses_tma:
@@ -147,10 +147,10 @@ def _compile(module: Any, plan: Plan, kernel: Kernel, stage: int, linear: Linear
         text = compiled.asm["ptx"]
         registers, spills, serialised = _ptxas(text, int(plan.target.arch))
     shared = int(compiled.metadata.shared)
-    return Resources(
-        kernel.name, stage, config, registers, spills, shared, config.num_warps if config else _POINTWISE_WARPS, _instruction(text), serialised,
-        shared <= plan.target.shared_memory, text,
-    )  # fmt: skip
+    warps = config.num_warps if config else _POINTWISE_WARPS
+    fits = shared <= plan.target.shared_memory
+    instruction = _instruction(text)
+    return Resources(kernel.name, stage, config, registers, spills, shared, warps, instruction, serialised, fits, text)
 
 
 def _triton_compile(
@@ -179,7 +179,7 @@ def _triton_compile(
     try:
         return triton.compile(source, target=target, options=options)
     except Exception as error:  # Triton's own errors have no common base, and each release adds some
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
         message = f"triton {triton.__version__} cannot compile {kernel.name} of {plan.name} for {plan.target.name}"
         raise UnsupportedError(message, [f"{type(error).__name__}: {reason}"[:400]]) from error
 
@@ -230,9 +230,10 @@ def _ptxas(ptx: str, arch: int) -> tuple[int | None, int | None, bool]:
 
 
 def _instruction(text: str) -> str:
-    for pattern, name in (
-        (r"wgmma\.mma_async", "wgmma"), (r"tcgen05\.mma", "tcgen05"), (r"\bmma\.sync", "mma"), (r"v_mfma", "mfma"), (r"v_s?wmma", "wmma"),
-    ):  # fmt: skip
+    patterns = {
+        r"wgmma\.mma_async": "wgmma", r"tcgen05\.mma": "tcgen05", r"\bmma\.sync": "mma", r"v_mfma": "mfma", r"v_s?wmma": "wmma",
+    }  # fmt: skip
+    for pattern, name in patterns.items():
         if re.search(pattern, text):
             return name
     return "fma"

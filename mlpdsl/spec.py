@@ -211,9 +211,7 @@ class MLPSpec:
         missing = [name for name in ("dims", "activation") if name not in content]
         if missing:
             step = f"Add {listed(missing)}; the other fields have defaults."
-            raise SpecError(
-                describe("MLPSpec.from_json", list(content), "an object with 'dims' and 'activation'", step)
-            )
+            raise SpecError(describe("MLPSpec.from_json", list(content), "an object with 'dims' and 'activation'", step))
         return cls(**content)
 
     @classmethod

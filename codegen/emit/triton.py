@@ -118,8 +118,13 @@ class Module:
     def kernel(self, role: str, path: str) -> Kernel:
         return next(k for k in self.kernels if (k.role, k.path) == (role, path))
 
+    @property
+    def strips(self) -> int:
+        """In how many strips of columns the gradient of an activation is finished."""
+        return _strips(self.plan)
+
     def halves(self, role: str) -> bool:
-        """Whether a forward kernel finishes its accumulator in two halves: all but gate and up, and bare products."""
+        """Whether a forward kernel finishes its accumulator in two halves: all but bare products."""
         return _halves(self.plan, role)
 
     def paths(self, role: str) -> tuple[str, ...]:
@@ -271,7 +276,13 @@ def _weights(plan: Plan, path: str, planes: int, reduce_rows: bool) -> list[Arg]
         rows, columns = (f"config.{b.lower()}" for b in block)
         count = "1" if reduce_rows else "2"
         return [
-            Arg("weight_desc", f"launch.describe_pair(*weights, {count}, {rows}, {columns})", "descriptor", plan.dtype, (count, *block)),
+            Arg(
+                "weight_desc",
+                f"launch.describe_pair(*weights, {count}, {rows}, {columns})",
+                "descriptor",
+                plan.dtype,
+                (count, *block),
+            ),
             Arg("up_first", "launch.second_first(*weights)", "flag"),
         ]
     return [
@@ -292,8 +303,12 @@ def _biases(plan: Plan, planes: int) -> list[Arg]:
 
 def _halves(plan: Plan, role: str) -> bool:
     if role == "hidden":
-        return not plan.gated
+        return True
     return plan.bias or bool(plan.epilogue.entries)
+
+
+def _strips(plan: Plan) -> int:
+    return 8 if plan.gated else 4
 
 
 def _forward_args(plan: Plan, path: str, hidden: bool, operands: Sequence[OperandView]) -> tuple[Arg, ...]:
@@ -329,7 +344,7 @@ def _epilogue_grad_args(plan: Plan, operands: Sequence[OperandView]) -> tuple[Ar
 
 
 def _hidden_grad_args(plan: Plan, path: str) -> tuple[Arg, ...]:
-    out = ("BLOCK_M", "BLOCK_N // 4")
+    out = ("BLOCK_M", f"BLOCK_N // {_strips(plan)}")
     args = _tensor(plan, path, "grad", ("BLOCK_M", "BLOCK_K"), "mk") + _weights(plan, path, 1, reduce_rows=True)
     args += _tensor(plan, path, "preact", ("1", *out), "pmn")
     args += _tensor(plan, path, "preact_grad", ("1", *out), "pmn")

@@ -193,13 +193,14 @@ def trace(function: Callable[..., Any], names: Sequence[str]) -> tuple[Expr, dic
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def value_and_pullback(cotangent: Any, *inputs: Any) -> Any:
-        value, pullback = torch.func.vjp(function, *inputs)
+        value, pullback, *_ = torch.func.vjp(function, *inputs)
         with torch.no_grad():  # else torch records its twice-differentiable formulas, which are less stable
-            return value, *pullback(cotangent)
+            return (value, *pullback(cotangent))
 
     example = torch.linspace(-1.0, 1.0, 4)
     graph = make_fx(value_and_pullback)(example, *(example.clone() for _ in names)).graph
-    value, *pulled = _read(graph, ("cotangent", *names))
+    results = _read(graph, ("cotangent", *names))
+    value, pulled = results[0], results[1:]
     one = {"cotangent": const(1.0)}
     return value, {name: substitute(p, one) for name, p in zip(names, pulled, strict=True)}
 

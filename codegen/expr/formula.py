@@ -55,13 +55,20 @@ def _parse(node: ast.expr, names: Collection[str]) -> Expr:
         if node.id not in names:
             raise ValueError(f"the formula names {node.id!r}; its inputs are {', '.join(sorted(names))}")
         return symbol(node.id)
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return const(node.value)
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
+        try:
+            return const(node.value)
+        except OverflowError:
+            raise ValueError(f"the number {str(node.value)[:20]}… is too large") from None
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_parse(node.operand, names)
     if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
         return call(_BINARY[type(node.op)], _parse(node.left, names), _parse(node.right, names))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        if ARITY.get(node.func.id) == len(node.args):
-            return call(node.func.id, *(_parse(a, names) for a in node.args))
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and not node.keywords
+        and ARITY.get(node.func.id) == len(node.args)
+    ):
+        return call(node.func.id, *(_parse(a, names) for a in node.args))
     raise ValueError(f"{ast.unparse(node)[:80]!r} is outside the grammar of formulas")

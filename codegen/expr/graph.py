@@ -15,12 +15,49 @@ from dataclasses import dataclass
 from typing import Final
 
 ELEMENTARY: Final = frozenset(
-    "add sub mul div neg abs exp log sqrt sin cos erf max min where lt le gt ge eq ne both either invert".split()
+    [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "neg",
+        "abs",
+        "exp",
+        "log",
+        "sqrt",
+        "sin",
+        "cos",
+        "erf",
+        "max",
+        "min",
+        "where",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "eq",
+        "ne",
+        "both",
+        "either",
+        "invert",
+    ]
 )
 """What every backend prints. `max` and `min` pass NaN on, as torch does; comparisons with NaN are false."""
 
 INTRINSIC: Final = frozenset(
-    "sigmoid sigmoid_grad tanh tanh_grad normal_cdf normal_pdf softplus expm1 tanh_softplus tanh_softplus_grad erfc".split()
+    [
+        "sigmoid",
+        "sigmoid_grad",
+        "tanh",
+        "tanh_grad",
+        "normal_cdf",
+        "normal_pdf",
+        "softplus",
+        "expm1",
+        "tanh_softplus",
+        "tanh_softplus_grad",
+        "erfc",
+    ]
 )
 """Functions of one argument that `stable` knows a cancellation-free form of."""
 

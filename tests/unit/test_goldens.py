@@ -1,0 +1,118 @@
+"""One generated file for each structural branch, kept in full, so that a change of a template shows its effect in review."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from mlpdsl import MLPSpec, generate
+
+GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
+UPDATE = "MLPDSL_UPDATE_GOLDENS"
+HEADER = 4
+"""Comment lines before the docstring, in every file: Triton's own key counts the lines above a kernel."""
+
+LONGEST = 130
+
+FILES = {
+    "gated-bias-epilogue-bf16-sm_90": (
+        "sm_90",
+        MLPSpec(dims=(512, 1024, 512), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("layer_scale", "residual")),
+    ),
+    "gelu-bias-fp16-sm_90": ("sm_90", MLPSpec(dims=(768, 3072, 768), activation="gelu", bias=True, dtype="float16")),
+    "odd-fp32-sm_90": ("sm_90", MLPSpec(dims=(33, 65, 17), activation="gelu_tanh", gated=True, precision="tf32")),
+    "deep-relu-fp32-sm_90": ("sm_90", MLPSpec(dims=(64, 128, 96, 128, 10), activation="relu")),
+    "single-epilogue-bf16-sm_90": (
+        "sm_90",
+        MLPSpec(dims=(1024, 256), activation="identity", dtype="bfloat16", epilogue=("gelu", "scale", "residual")),
+    ),
+    "gated-bf16-sm_80": ("sm_80", MLPSpec(dims=(512, 1024, 512), activation="silu", gated=True, dtype="bfloat16")),
+}  # fmt: skip
+
+files = pytest.mark.parametrize("name", FILES)
+
+
+def text_of(name: str) -> str:
+    target, spec = FILES[name]
+    return generate(spec, target=target).text
+
+
+def normalised(text: str) -> str:
+    """Without what changes though the kernels do not: versions, and the key that they are part of."""
+    text = re.sub(r"written by mlpdsl \S+ \(jinja2 \S+\)\.", "written by mlpdsl VERSION (jinja2 VERSION).", text, count=1)
+    return re.sub(r"^# key   [0-9a-f]{64}$", "# key   KEY", text, count=1, flags=re.MULTILINE)
+
+
+@files
+def test_the_golden_files(name: str) -> None:
+    file = GOLDENS / f"{name}.py.txt"
+    made = normalised(text_of(name))
+    if os.environ.get(UPDATE) == "1":
+        file.write_text(made, encoding="utf-8")
+    kept = file.read_text(encoding="utf-8") if file.exists() else ""
+    assert made == kept, f"the text changed. If it was meant to: {UPDATE}=1 pytest tests/unit/test_goldens.py, and review git diff"
+
+
+def test_every_golden_file_belongs_to_a_spec() -> None:
+    assert {file.name for file in GOLDENS.iterdir()} == {f"{name}.py.txt" for name in FILES}
+
+
+def test_versions_and_keys_are_the_only_things_normalised() -> None:
+    text = text_of("gelu-bias-fp16-sm_90")
+    changed = [pair for pair in zip(text.splitlines(), normalised(text).splitlines(), strict=True) if pair[0] != pair[1]]
+    assert [after for _, after in changed] == [
+        "# gelu-768x3072x768-fp16 for sm_90, written by mlpdsl VERSION (jinja2 VERSION).",
+        "# key   KEY",
+    ]
+
+
+@files
+def test_it_is_python_with_a_header_of_fixed_length(name: str) -> None:
+    text = text_of(name)
+    compile(text, name, "exec", dont_inherit=True)
+    lines = text.splitlines()
+    assert all(line.startswith("# ") for line in lines[:HEADER])
+    assert lines[1].startswith('# spec  {"') and lines[2].startswith("# key   ")
+    assert lines[HEADER].startswith('"""')  # so the docstring begins at the same line everywhere
+    assert ast.get_docstring(ast.parse(text))
+
+
+@files
+def test_its_lines_are_short_and_clean(name: str) -> None:
+    lines = text_of(name).split("\n")
+    spec_line = 1
+    long = [f"{i + 1}: {line}" for i, line in enumerate(lines) if len(line) > LONGEST and i != spec_line]
+    assert long == []
+    assert [i + 1 for i, line in enumerate(lines) if line != line.rstrip() or "\t" in line] == []
+    assert lines[-1] == "" and lines[-2] != ""  # it ends with one newline
+    text = "\n".join(lines)
+    assert "\n\n\n\n" not in text
+    assert all(text[: match.start()].endswith("\n\n\n") for match in re.finditer(r"^(@triton|def )", text, re.M) if "@" not in
+               text[: match.start()].rstrip("\n").rpartition("\n")[2][:1])  # fmt: skip
+
+
+@files
+def test_it_names_no_path_and_nothing_undefined(name: str) -> None:
+    text = text_of(name)
+    assert re.findall(r"(?:^|[\s\"'(=])/(?:[\w.-]+/)+", text) == []
+    assert str(Path.home()) not in text and os.getcwd() not in text
+    for word in ("Undefined", "None,)", "{{", "{%", "{#"):
+        assert word not in text
+
+
+@files
+def test_every_kernel_is_launched_and_every_function_is_called(name: str) -> None:
+    tree = ast.parse(text_of(name))
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    assert defined - named == {"forward", "backward"}  # the two entry points
+
+
+def test_line_numbers_do_not_depend_on_the_length_of_the_spec() -> None:
+    widths = [MLPSpec(dims=dims, activation="silu", dtype="bfloat16") for dims in ((64, 64, 64), (2**20, 2**21, 2**20))]
+    first, second = ([i for i, line in enumerate(generate(s, target="sm_90").text.splitlines()) if line.startswith("def ")] for s in widths)
+    assert first == second
