@@ -39,7 +39,7 @@ def declare() -> mlpdsl.MLPSpec:
 
 
 class Screen:
-    """Headings, code and tables: by rich on a terminal, else as plain text."""
+    """Headings, code and tables: in colour on a terminal that rich can use, else as plain text."""
 
     def __init__(self) -> None:
         self._console = None
@@ -48,7 +48,8 @@ class Screen:
                 from rich.console import Console
             except ImportError:
                 return
-            self._console = Console(highlight=False)
+            console = Console(highlight=False)
+            self._console = console if console.color_system else None
 
     def heading(self, text: str) -> None:
         if self._console is None:
@@ -66,21 +67,14 @@ class Screen:
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """The first column to the left, the others to the right."""
-        if self._console is None:
-            widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
-            for row in [columns, *rows]:
-                first, *others = (f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths)))
-                print("  " + "   ".join([first, *others]))
-        else:
-            from rich import box
-            from rich.table import Table
-
-            table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-            for i, column in enumerate(columns):
-                table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
-            for row in rows:
-                table.add_row(*row)
-            self._console.print(table)
+        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+        lines = [
+            "  ".join(f"{cell:{'>' if i else '<'}{width}}" for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+            for row in (columns, *rows)
+        ]
+        if self._console is not None:
+            lines[0] = f"\033[1m{lines[0]}\033[0m"
+        print("\n".join(["", *lines, ""]))
 
     def line(self, text: str) -> None:
         print(text, flush=True)
@@ -119,7 +113,7 @@ def show_resources(screen: Screen) -> None:
     """What the kernels compile to for the target, which need not be here."""
     from mlpdsl.resources import resources
 
-    screen.heading(f"Compile: m = {ROWS} rows, for {TARGET}, {'on this GPU' if torch.cuda.is_available() else 'without a GPU'}")
+    screen.heading(f"Compile: for {TARGET} and m = {ROWS} rows; it needs no GPU")
     start = time.perf_counter()
     found = resources(declare(), target=TARGET, m=ROWS)
     rows = [
@@ -219,13 +213,15 @@ def run_interpreted(screen: Screen) -> bool:
     start = time.perf_counter()
     found = errors(spec, m, "cpu", mlpdsl.compile(spec, backend="triton"))
     screen.line(f"2. backend triton, the generated kernels in Triton's CPU interpreter: {spec.short_name}, m = {m}")
-    screen.line(f"   forward and backward in {time.perf_counter() - start:.1f} s\n")
+    screen.line(f"   forward and backward in {time.perf_counter() - start:.1f} s")
     return show_errors(screen, found)
 
 
 def main(given: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--interpreted", action="store_true", help="only the last step of the demo on a CPU: the kernels in Triton's interpreter")
+    parser.add_argument(
+        "--interpreted", action="store_true", help="only the last step of the demo on a CPU: the kernels in Triton's interpreter"
+    )
     args = parser.parse_args(given)
     screen = Screen()
     if args.interpreted:

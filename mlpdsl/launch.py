@@ -111,14 +111,21 @@ def fits_pair(first: torch.Tensor, second: torch.Tensor) -> bool:
     return _pair_proved(first.device)
 
 
-@cache
+_proved: dict[torch.device, bool] = {}
+
+
 def _pair_proved(device: torch.device) -> bool:
-    """Copy two small, oddly spaced matrices through one descriptor and compare; False where anything goes wrong."""
+    """Whether one descriptor over two allocations was seen to work on the device; tried at the first call that could use it."""
     if device.type == "cpu":
         return True  # the interpreter follows strides exactly
-    from mlpdsl.probe import pair_descriptor_works
+    works = _proved.get(device)
+    if works is None:
+        if torch.cuda.is_current_stream_capturing():
+            return False  # nothing can be compared inside a capture: this once the masked path, and the next call decides
+        from mlpdsl.probe import pair_descriptor_works
 
-    return pair_descriptor_works(device)
+        works = _proved[device] = pair_descriptor_works(device)
+    return works
 
 
 def tiles(config: Launch, rows: int, columns: int) -> int:

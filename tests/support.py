@@ -21,6 +21,7 @@ import mlpdsl
 from mlpdsl import MLPSpec
 from mlpdsl.names import ACTIVATIONS
 from mlpdsl.testing import oracle
+from mlpdsl.testing.oracle import Bounded
 
 Pick = Callable[[Sequence[Any]], Any]
 
@@ -153,6 +154,7 @@ class Call:
     dy: Tensor
     buffers: list[Tensor] = field(default_factory=list)
     """All memory that the call may only read."""
+    values: str = "normal"
 
     def named(self) -> dict[str, Tensor]:
         """x, parameters and operands, in the order in which the oracle names their gradients."""
@@ -166,7 +168,7 @@ class Call:
 
         leaves = {name: leaf(name, t) for name, t in self.named().items()}
         params = [leaves[name] for name in self.spec.parameter_shapes()]
-        return Call(self.spec, leaves["x"], params, {n: leaves[n] for n in self.operands}, self.dy, self.buffers)
+        return Call(self.spec, leaves["x"], params, {n: leaves[n] for n in self.operands}, self.dy, self.buffers, self.values)
 
     def run(self, mlp: Callable[..., Tensor]) -> Tensor:
         return mlp(self.x, *self.params, **self.operands)
@@ -227,7 +229,7 @@ def make_call(
     dy_tensor = place(normal((*lead, spec.d_out)), dy, swap, guard)
     everything = [x_tensor, *params.values(), *named.values(), dy_tensor]
     buffers = {t.untyped_storage().data_ptr(): t._base for t in everything if t._base is not None}
-    return Call(spec, x_tensor, list(params.values()), named, dy_tensor, list(buffers.values()))
+    return Call(spec, x_tensor, list(params.values()), named, dy_tensor, list(buffers.values()), values)
 
 
 def _pair(params: dict[str, Tensor], pair: str, weights: str, guard: int) -> None:
@@ -322,8 +324,9 @@ def check_call(
         y, grads = call.gradients(mlp) if backward else (call.run(mlp), {})
     for buffer, bits_before in zip(call.buffers, before, strict=True):
         assert torch.equal(bits(buffer), bits_before), "an input was written"
-    # tf32 is the interpreter's and the GPU's, but not the CPU's; tf32x3 is nobody's.
-    compare = eager and spec.precision == "ieee"
+    # Root mean squares want many independent errors: not one row, one column, or subnormals. tf32 is not the CPU's.
+    rows = call.dy.numel() // spec.d_out
+    compare = eager and spec.precision == "ieee" and rows >= 8 and min(spec.dims) >= 8 and call.values == "normal"
     y_eager, eager_grads = None, {}
     if compare:
         reference = mlpdsl.reference(spec)
@@ -334,6 +337,8 @@ def check_call(
     ratio, strength = report.ratio, {}
     expected = oracle.backward(*arguments, call.dy, replay=True) if backward else {}
     for name, wanted in expected.items():
+        # The inputs are finite. Past an overflow, inf·0 is NaN or not by the order in which factors are multiplied.
+        wanted = Bounded(wanted.value, torch.where(wanted.value.isnan(), torch.inf, wanted.bound), wanted.dtype)
         report = oracle.check(grads[name], wanted, f"gradient of {name} of {what}", eager_grads.get(name))
         ratio = max(ratio, report.ratio)
         says = (wanted.value.abs() / wanted.bound.clamp(min=1e-300)).nan_to_num(nan=0.0, posinf=0.0)

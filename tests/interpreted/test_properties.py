@@ -37,7 +37,7 @@ def compiled(spec: MLPSpec) -> Callable[..., Tensor]:
     return mlpdsl.compile(spec, backend="triton")
 
 
-@settings(max_examples=220)
+@settings(max_examples=100)
 @given(data=st.data(), seed=SEEDS)
 def test_any_spec_any_layout_any_values(data: st.DataObject, seed: int) -> None:
     pick = picker(data)
@@ -46,7 +46,7 @@ def test_any_spec_any_layout_any_values(data: st.DataObject, seed: int) -> None:
     target(check_call(call).ratio)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(data=st.data(), seed=SEEDS)
 def test_gradients_say_something(data: st.DataObject, seed: int) -> None:
     """On calm values every gradient is far larger somewhere than what the oracle tolerates: these tests can fail."""
@@ -57,7 +57,7 @@ def test_gradients_say_something(data: st.DataObject, seed: int) -> None:
     target(verdict.ratio)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(data=st.data(), seed=SEEDS)
 def test_parameters_used_in_place(data: st.DataObject, seed: int) -> None:
     """Gate and up wherever they lie, in kernels with tensor descriptors and without."""
@@ -70,7 +70,7 @@ def test_parameters_used_in_place(data: st.DataObject, seed: int) -> None:
     target(check_call(call).ratio)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(data=st.data(), seed=SEEDS)
 def test_requires_grad_subsets(data: st.DataObject, seed: int) -> None:
     """Whatever is asked for comes, and equals what is computed when all is asked for; the rest stays None."""
@@ -198,7 +198,7 @@ def test_second_derivatives_raise() -> None:
     call = make_call(spec, (5,), 0).needing()
     y = call.run(compiled(spec))
     (grad,) = torch.autograd.grad(y, call.x, torch.ones_like(y).requires_grad_(), create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="differentiable once"):
         grad.sum().backward()
 
 

@@ -21,7 +21,8 @@ LONGEST = 130
 FILES = {
     "gated-bias-epilogue-bf16-sm_90": (
         "sm_90",
-        MLPSpec(dims=(512, 1024, 512), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("layer_scale", "residual")),
+        MLPSpec(dims=(512, 1024, 512), activation="silu", gated=True, bias=True, dtype="bfloat16",
+                epilogue=("layer_scale", "residual")),
     ),
     "gelu-bias-fp16-sm_90": ("sm_90", MLPSpec(dims=(768, 3072, 768), activation="gelu", bias=True, dtype="float16")),
     "odd-fp32-sm_90": ("sm_90", MLPSpec(dims=(33, 65, 17), activation="gelu_tanh", gated=True, precision="tf32")),
@@ -91,8 +92,10 @@ def test_its_lines_are_short_and_clean(name: str) -> None:
     assert lines[-1] == "" and lines[-2] != ""  # it ends with one newline
     text = "\n".join(lines)
     assert "\n\n\n\n" not in text
-    assert all(text[: match.start()].endswith("\n\n\n") for match in re.finditer(r"^(@triton|def )", text, re.M) if "@" not in
-               text[: match.start()].rstrip("\n").rpartition("\n")[2][:1])  # fmt: skip
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef):
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            assert lines[first - 3 : first - 1] == ["", ""], f"two blank lines before {node.name}"
 
 
 @files
@@ -114,5 +117,7 @@ def test_every_kernel_is_launched_and_every_function_is_called(name: str) -> Non
 
 def test_line_numbers_do_not_depend_on_the_length_of_the_spec() -> None:
     widths = [MLPSpec(dims=dims, activation="silu", dtype="bfloat16") for dims in ((64, 64, 64), (2**20, 2**21, 2**20))]
-    first, second = ([i for i, line in enumerate(generate(s, target="sm_90").text.splitlines()) if line.startswith("def ")] for s in widths)
+    first, second = (
+        [i for i, line in enumerate(generate(s, target="sm_90").text.splitlines()) if line.startswith("def ")] for s in widths
+    )
     assert first == second
