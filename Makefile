@@ -6,7 +6,10 @@ PYTHON ?= python3
 # the CPU names none, so triton is a range that holds the pins.
 TORCH ?= torch==2.13.0
 TRITON ?= triton>=3.6,<3.8
-EXTRAS ?= cli,dev
+EXTRAS ?= cli,dev,examples
+
+# Compiling takes most of the GPU tests' time: with pytest-xdist they share the machine's processors.
+WORKERS = $(shell $(PYTHON) -c 'import os, xdist; print("-n", min(12, os.cpu_count() or 1))' 2>/dev/null)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,7 +30,7 @@ test: lint ## Lint, types, and every test that needs no GPU
 	$(BIN)/python -m pytest -q tests/unit tests/compiled
 
 test-gpu: ## The tests that need a GPU, with PYTHON as it is
-	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m pytest tests/gpu -q
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m pytest tests/gpu -q $(WORKERS)
 
 lint: $(STAMP) ## Ruff and mypy
 	$(BIN)/ruff check .

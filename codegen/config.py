@@ -40,10 +40,12 @@ def choose(role: str, path: str, m: int, n: int, k: int, *, dtype: str, planes: 
 
 
 def interpreted(role: str, path: str, m: int, n: int, k: int, **_: object) -> Config:
-    """Small tiles for Triton's CPU interpreter, which costs by the step; split sums too, so that both ways are tried."""
-    rows = _power_of_two(m, 16, 64)
-    columns = 64 if role == "hidden_grad" else 32
-    return Config(rows, columns, 32, group_m=2, num_warps=4, num_stages=1, splits=2 if k > 64 else 1)
+    """Tiles for Triton's CPU interpreter, which costs by the step: small products still get several of each, so that edges and
+    split sums are tried; large ones get large tiles."""
+    least = 64 if role == "hidden_grad" else 32  # a strip of 64 / 8 columns is the 16 bytes that a descriptor needs
+    rows, columns, depth = (_power_of_two(size, 16, 64) if size <= 128 else 128 for size in (m, n, k))
+    return Config(rows, max(least, columns if n > 128 else 32), max(32, depth if k > 128 else 32), group_m=2, num_stages=1,
+                  splits=2 if k > 64 else 1)  # fmt: skip
 
 
 def _wide(role: str, planes: int) -> int:

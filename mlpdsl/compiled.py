@@ -52,6 +52,10 @@ class CompiledMLP:
             return evaluate(self.spec, x, params, operands)
         return run(self._json, self._same_as, x, params, [operands[name] for name in self._kinds])
 
+    def backend_for(self, device: torch.device | str) -> str:
+        """Which backend a call with tensors on `device` runs: "triton" or "eager". Raises `UnsupportedError` where none can."""
+        return choose_backend(self.backend, torch.device(device).type)
+
     def _autocast(self, x: Tensor, params: tuple[Tensor, ...], operands: dict[str, Tensor]) -> Tensor:
         """Cast, then run the variant of autocast's dtype with autocast off, so that nothing is cast twice."""
         device = x.device.type

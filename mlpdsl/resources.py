@@ -206,16 +206,15 @@ def _block_size(text: str, values: dict[str, Any]) -> int:
 
 
 def _ptxas(ptx: str, arch: int) -> tuple[int | None, int | None, bool]:
-    """Registers, spilled bytes and whether wgmma was serialised, from the assembler that triton ships."""
-    import triton
+    """Registers, spilled bytes and whether wgmma was serialised, from the assembler that triton uses."""
+    from triton.backends.nvidia.compiler import get_ptxas  # releases differ in which of theirs they use for what
 
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    tool = tools / ("ptxas-blackwell" if arch >= 100 and (tools / "ptxas-blackwell").exists() else "ptxas")
+    tool = get_ptxas(arch).path
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
         name = f"sm_{arch}{'a' if arch >= 90 else ''}"
-        command = [str(tool), "-v", f"--gpu-name={name}", str(source), "-o", str(Path(folder) / "kernel.cubin")]
+        command = [tool, "-v", f"--gpu-name={name}", str(source), "-o", str(Path(folder) / "kernel.cubin")]
         try:
             log = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stderr
         except (OSError, subprocess.SubprocessError):

@@ -317,25 +317,30 @@ def check_call(
     Also: inputs are not written, nothing is written outside what was allocated, and (`eager`) the root mean square error is no
     larger than that of eager PyTorch. Raises `AssertionError`.
     """
-    spec = call.spec
-    mlp = mlp or mlpdsl.compile(spec, backend="triton")
+    mlp = mlp or mlpdsl.compile(call.spec, backend="triton")
     before = [bits(b).clone() for b in call.buffers]
     with guarded_allocations(guard):
         y, grads = call.gradients(mlp) if backward else (call.run(mlp), {})
     for buffer, bits_before in zip(call.buffers, before, strict=True):
         assert torch.equal(bits(buffer), bits_before), "an input was written"
+    return judge(call, y, grads, eager=eager)
+
+
+def judge(call: Call, y: Tensor, grads: Mapping[str, Tensor], *, eager: bool = True) -> Verdict:
+    """Hold a result, and gradients by name where there are any, against the oracle. Raises `AssertionError`."""
+    spec = call.spec
     # Root mean squares want many independent errors: not one row, one column, or subnormals. tf32 is not the CPU's.
     rows = call.dy.numel() // spec.d_out
     compare = eager and spec.precision == "ieee" and rows >= 8 and min(spec.dims) >= 8 and call.values == "normal"
     y_eager, eager_grads = None, {}
     if compare:
         reference = mlpdsl.reference(spec)
-        y_eager, eager_grads = call.gradients(reference) if backward else (call.run(reference), {})
+        y_eager, eager_grads = call.gradients(reference) if grads else (call.run(reference), {})
     what = f"{spec!r} x{tuple(call.x.shape)}"
     arguments = (spec, call.x, call.params, call.operands)
     report = oracle.check(y, oracle.forward(*arguments, replay=True), f"y of {what}", y_eager)
     ratio, strength = report.ratio, {}
-    expected = oracle.backward(*arguments, call.dy, replay=True) if backward else {}
+    expected = oracle.backward(*arguments, call.dy, replay=True) if grads else {}
     for name, wanted in expected.items():
         # The inputs are finite. Past an overflow, inf·0 is NaN or not by the order in which factors are multiplied.
         wanted = Bounded(wanted.value, torch.where(wanted.value.isnan(), torch.inf, wanted.bound), wanted.dtype)

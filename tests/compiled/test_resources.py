@@ -51,13 +51,12 @@ PRODUCT = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05", "sm_120": "mma
 """The matrix instruction of each target, where the tile is large enough for it."""
 
 SPILLS = {
-    ("gated-everything", "sm_90"): 8,  # hidden: two wide accumulators, the exact gelu and two biases fill 255 registers
-    ("ieee", "sm_90"): 8,  # input_grad
+    ("ieee", "sm_90"): 16,  # input_grad and weight_grad, by up to so much in triton 3.6
     ("ieee-gated", "sm_90"): 8,
 }
 """Bytes a thread that a kernel may spill on sm_90 all the same."""
 
-SPILLS_ELSEWHERE = 128
+SPILLS_ELSEWHERE = 192
 """Bytes a thread on other targets, whose configs nobody has measured."""
 
 

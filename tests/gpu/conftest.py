@@ -1,0 +1,27 @@
+"""The GPU suite: skipped as a whole where there is none, each file in any order, alone or in several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests import support
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = support.NO_GPU if not torch.cuda.is_available() else ""
+    if support.INTERPRETING:
+        reason = "needs TRITON_INTERPRET unset: kernels are compiled here"
+    for item in items:
+        if reason and "/gpu/" in item.path.as_posix():
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_memory() -> Iterator[None]:
+    """A process that held on to gigabytes would take them from the eleven beside it."""
+    yield
+    if torch.cuda.is_available() and torch.cuda.is_initialized() and torch.cuda.memory_reserved() > 2**31:
+        torch.cuda.empty_cache()

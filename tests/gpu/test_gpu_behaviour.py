@@ -1,0 +1,416 @@
+"""What only a GPU has: streams, graphs, devices, memory beyond 2³¹ elements, TF32 flags, Inductor."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import mlpdsl
+from mlpdsl import MLP, MLPSpec, ShapeError
+from mlpdsl.testing import oracle
+from tests.support import Call, check_call, judge, make_call, same_bits
+
+ROOT = Path(mlpdsl.__file__).resolve().parents[1]
+GATED = MLPSpec(dims=(128, 256, 128), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual",))
+ODD = MLPSpec(dims=(67, 131, 37), activation="gelu", bias=True, dtype="float16")
+FULL = MLPSpec(dims=(96, 160, 64), activation="gelu", bias=True, epilogue=("layer_scale",))
+each_spec = pytest.mark.parametrize("spec", [GATED, ODD, FULL], ids=["gated-bf16", "odd-fp16", "fp32"])
+
+
+def compiled(spec: MLPSpec) -> Callable[..., Tensor]:
+    return mlpdsl.compile(spec, backend="triton")
+
+
+def call_on_gpu(spec: MLPSpec, rows: int, seed: int = 0, **layouts: object) -> Call:
+    return make_call(spec, (rows,), seed, device="cuda", **layouts)
+
+
+def gradients(call: Call, mlp: Callable[..., Tensor]) -> list[Tensor]:
+    y, grads = call.gradients(mlp)
+    return [y, *grads.values()]
+
+
+def assert_same(found: list[Tensor], wanted: list[Tensor]) -> None:
+    for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        assert same_bits(a, b), f"result {i} of {len(wanted)}"
+
+
+# Determinism, streams, graphs, threads
+
+
+@each_spec
+def test_same_bits_every_time(spec: MLPSpec) -> None:
+    """Also for long sums over rows, and while something else keeps the GPU busy."""
+    mlp = compiled(spec)
+    noise, side = torch.randn(4096, 4096, device="cuda"), torch.cuda.Stream()
+    for rows in (1, 93, 5000):
+        call = call_on_gpu(spec, rows)
+        first = gradients(call, mlp)
+        for _ in range(5):
+            with torch.cuda.stream(side):
+                noise @ noise
+            assert_same(gradients(call, mlp), first)
+
+
+@each_spec
+def test_side_stream(spec: MLPSpec) -> None:
+    """Kernels run on the current stream: they wait there for what was queued before them."""
+    call, other = call_on_gpu(spec, 200), call_on_gpu(spec, 200, seed=1)
+    mlp = compiled(spec)
+    wanted, stale = gradients(call, mlp), gradients(other, mlp)
+    assert not same_bits(wanted[0], stale[0])
+    late = other.needing()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(200_000_000)
+        for t, value in zip(late.named().values(), call.named().values(), strict=True):
+            t.data.copy_(value)
+        late.dy.copy_(call.dy)
+        found = gradients(late, mlp)
+    side.synchronize()
+    assert_same(found, wanted)
+
+
+@each_spec
+def test_cuda_graph(spec: MLPSpec) -> None:
+    """Forward alone, and forward with backward: captured once, replayed on new values, with the same bits."""
+    mlp = compiled(spec)
+    call = call_on_gpu(spec, 93).needing()
+
+    def step() -> list[Tensor]:
+        return gradients(call, mlp)
+
+    def forward() -> list[Tensor]:
+        with torch.no_grad():
+            return [call.run(mlp)]
+
+    for run in (forward, step):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = run()
+        for seed in (1, 2):
+            fresh = call_on_gpu(spec, 93, seed)
+            with torch.no_grad():
+                for t, value in zip((*call.named().values(), call.dy), (*fresh.named().values(), fresh.dy), strict=True):
+                    t.copy_(value)
+            graph.replay()
+            torch.cuda.synchronize()
+            assert_same(results, [fresh.run(mlp)] if run is forward else gradients(fresh, mlp))
+
+
+def test_two_graphs_at_once() -> None:
+    """Two captured graphs replayed on two streams do not share memory they write."""
+    mlp = compiled(FULL)
+    calls = [call_on_gpu(FULL, 3000, seed) for seed in (1, 2)]
+    wanted = [gradients(call, mlp) for call in calls]
+    graphs, results, streams = [], [], [torch.cuda.Stream(), torch.cuda.Stream()]
+    for call in calls:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results.append(gradients(call, mlp))
+        graphs.append(graph)
+    for _ in range(20):
+        for graph, stream in zip(graphs, streams, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+    torch.cuda.synchronize()
+    for found, expected in zip(results, wanted, strict=True):
+        assert_same(found, expected)
+
+
+def test_threads() -> None:
+    """The first call from eight threads at once."""
+    spec = MLPSpec(dims=(40, 72, 24), activation="mish", gated=True, dtype="bfloat16")
+    mlp = compiled(spec)
+    call = call_on_gpu(spec, 50)
+    results: list[list[Tensor]] = []
+    start = threading.Barrier(8)
+
+    def work() -> None:
+        start.wait()
+        results.append(gradients(call, mlp))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 8
+    for found in results:
+        assert_same(found, results[0])
+
+
+def test_wrong_current_device() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    mlp = compiled(GATED)
+    with torch.cuda.device(0):
+        call = make_call(GATED, (93,), 0, device="cuda:1")
+        check_call(call)
+        assert torch.cuda.current_device() == 0
+        wanted = gradients(make_call(GATED, (93,), 0, device="cuda:0"), mlp)
+    assert_same([t.cpu() for t in gradients(call, mlp)], [t.cpu() for t in wanted])
+    with pytest.raises(ShapeError, match="device"):
+        mlp(call.x.to("cuda:0"), *call.params, **call.operands)
+
+
+# Memory
+
+
+def test_misaligned_after_aligned() -> None:
+    """Kernels specialised on aligned pointers are not run on others."""
+    for spec in (GATED, FULL, MLPSpec(dims=(64, 128, 64), activation="relu", dtype="float16")):
+        for lies in ("dense", "offset", "dense", "padded", "ragged", "dense"):
+            check_call(call_on_gpu(spec, 93, x=lies, weights="dense", operands=lies, dy=lies))
+            check_call(call_on_gpu(spec, 93, weights=lies))
+
+
+@pytest.mark.parametrize("fields", [
+    dict(dims=(64, 64, 64), activation="silu", gated=True),
+    dict(dims=(65, 65, 65), activation="gelu", bias=True, epilogue=("residual",)),
+], ids=["descriptors", "masked"])  # fmt: skip
+def test_beyond_two_to_the_31_elements(fields: dict) -> None:
+    """x, the hidden tensor and y each have more than 2³¹ elements.
+
+    dy is zero but for rows at the start, around the elements 2³⁰ and 2³¹, and at the end: gradients of parameters depend on these
+    rows alone, so the oracle need not see the others.
+    """
+    if torch.cuda.mem_get_info()[0] < 75 * 2**30:
+        pytest.skip("needs 75 GiB of free GPU memory")
+    spec = MLPSpec(dtype="bfloat16", **fields)
+    width = spec.d_in
+    rows = 2**31 // width + 67
+    params = [p * 1.0 for p in make_call(spec, (1,), 0, device="cuda").params]
+    x = torch.empty(rows, width, dtype=torch.bfloat16, device="cuda").normal_()
+    operands = {"residual": x} if spec.operands() else {}
+    middles = [2**30 // width, 2**31 // width // 3, 2**31 // width]
+    picked = torch.cat([torch.arange(70), *(torch.arange(m - 40, m + 40).clamp(max=rows - 1) for m in middles), torch.arange(rows - 70, rows)])
+    picked = picked.unique().cuda()
+    dy = torch.zeros_like(x)
+    dy[picked] = torch.randn(len(picked), width, device="cuda").bfloat16()
+    leaves = [t.detach().requires_grad_() for t in (x, *params)]
+    y = compiled(spec)(leaves[0], *leaves[1:], **operands)
+    grads = torch.autograd.grad(y, leaves, dy)
+    few = {name: t[picked] for name, t in operands.items()}
+    oracle.check(y.detach()[picked], oracle.forward(spec, x[picked], params, few, replay=True), "y")
+    del y
+    expected = oracle.backward(spec, x[picked], params, few, dy[picked], replay=True)
+    oracle.check(grads[0][picked], expected["x"], "gradient of x")
+    for name, grad in zip(spec.parameter_shapes(), grads[1:], strict=True):
+        wanted = expected[name]
+        # The sum runs over many more rows, all zero, in another order; the bound of the rows that count is still right.
+        oracle.check(grad, wanted, f"gradient of {name}")
+    grads[0][picked] = 0
+    assert not any(bool(part.any()) for part in grads[0].split(2**24))
+
+
+# Modules, autocast, torch.compile
+
+
+def test_two_dtypes_of_one_module() -> None:
+    torch.manual_seed(0)
+    layer = MLP(MLPSpec(dims=(64, 128, 64), activation="gelu", bias=True), device="cuda")
+    x = torch.randn(50, 64, device="cuda")
+    results = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float32, torch.float16):
+        copy = MLP(layer.spec, device="cuda")
+        copy.load_state_dict(layer.state_dict())
+        copy.to(dtype)
+        y = copy(x.to(dtype))
+        spec = layer.spec.replace(dtype=dtype)
+        oracle.check(y, oracle.forward(spec, x.to(dtype), list(copy.parameters()), replay=True), f"y in {dtype}")
+        assert dtype not in results or same_bits(results[dtype], y)
+        results[dtype] = y.detach()
+    layer.bfloat16()
+    assert layer(x.bfloat16()).dtype == torch.bfloat16
+    layer.float()
+    assert layer(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    call = call_on_gpu(FULL, 93).needing()
+    with torch.autocast("cuda", dtype):
+        y = call.run(compiled(FULL))
+    assert y.dtype == dtype
+    y.backward(call.dy.to(dtype))
+    narrow = FULL.replace(dtype=dtype)
+    x, *params = (t.detach().to(dtype) for t in (call.x, *call.params))
+    operands = {name: t.detach().to(dtype) for name, t in call.operands.items()}
+    oracle.check(y, oracle.forward(narrow, x, params, operands, replay=True), "y")
+    expected = oracle.backward(narrow, x, params, operands, call.dy.to(dtype), replay=True)
+    for name, t in call.named().items():
+        assert t.grad is not None and t.grad.dtype == torch.float32
+        oracle.check(t.grad.to(dtype), expected[name], name)
+
+
+@each_spec
+def test_inductor(spec: MLPSpec) -> None:
+    """torch.compile without graph breaks, forward and backward, over changing batch sizes."""
+    torch._dynamo.reset()
+    mlp = compiled(spec)
+    whole = torch.compile(mlp, fullgraph=True)
+    for rows in (93, 64, 1, 300):
+        call = call_on_gpu(spec, rows)
+        y, grads = call.gradients(whole)
+        judge(call, y, grads)
+        assert_same([y, *grads.values()], gradients(call, mlp))
+
+
+def test_inductor_around_a_module() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    spec = MLPSpec(dims=(64, 128, 64), activation="silu", gated=True, dtype="bfloat16")
+    model = torch.nn.Sequential(torch.nn.LayerNorm(64), MLP(spec, device="cuda"), torch.nn.Linear(64, 8)).to("cuda", torch.bfloat16)
+    x = torch.randn(4, 33, 64, device="cuda", dtype=torch.bfloat16)
+    model(x).float().square().mean().backward()
+    wanted = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    torch.compile(model, fullgraph=True)(x).float().square().mean().backward()
+    for p, grad in zip(model.parameters(), wanted, strict=True):
+        error = (p.grad.double() - grad.double()).norm() / grad.double().norm()
+        assert error < 0.02, error
+
+
+# Precision
+
+
+@pytest.fixture
+def _flags_put_back() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("_flags_put_back")
+@pytest.mark.parametrize("backend", ["triton", "eager"])
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_precision_is_the_specs(precision: str, backend: str) -> None:
+    """Whatever torch's global flag says: the same bits, and float32 where float32 was declared."""
+    spec = MLPSpec(dims=(512, 1024, 256), activation="gelu", bias=True, precision=precision)
+    mlp = mlpdsl.compile(spec, backend=backend)
+    call = call_on_gpu(spec, 300)
+    runs = {}
+    for flag in ("highest", "high"):
+        torch.set_float32_matmul_precision(flag)
+        runs[flag] = gradients(call, mlp)
+        assert torch.get_float32_matmul_precision() == flag, "the flag was not put back"
+    assert_same(runs["high"], runs["highest"])
+    exact = MLPSpec(dims=spec.dims, activation="gelu", bias=True)
+    bounds = oracle.forward(exact, call.x, call.params)
+    error = (runs["high"][0].double() - bounds.value).norm() / bounds.value.norm()
+    assert error < 2e-6 if precision == "ieee" else 2e-5 < error < 2e-3, error
+    by_weight = oracle.backward(exact, call.x, call.params, {}, call.dy)["fc1.weight"].value
+    error = (runs["high"][2].double() - by_weight).norm() / by_weight.norm()
+    assert error < 2e-6 if precision == "ieee" else 2e-5 < error < 2e-3, error
+
+
+@pytest.mark.parametrize("setting", ["torch.backends.fp32_precision = 'tf32'", "torch.backends.cuda.matmul.fp32_precision = 'tf32'"])
+@pytest.mark.parametrize("backend", ["triton", "eager"])
+def test_precision_under_torchs_newer_flags(setting: str, backend: str) -> None:
+    """The flags by their newer names, in a process of its own: torch refuses to mix them with the older."""
+    code = f"""
+import torch, mlpdsl
+{setting}
+spec = mlpdsl.MLPSpec(dims=(256, 256, 64), activation="relu")
+x, *params = (torch.randn(s, device="cuda") / 16 for s in ((64, 256), *spec.parameter_shapes().values()))
+y = mlpdsl.compile(spec, backend={backend!r})(x, *params)
+exact = (x.double() @ params[0].double().T).relu() @ params[1].double().T
+error = float((y.double() - exact).norm() / exact.norm())
+assert error < 2e-6, error
+"""
+    run_python(code)
+
+
+def test_eager_backend() -> None:
+    for spec in (GATED, ODD, FULL):
+        call = call_on_gpu(spec, 93)
+        y, grads = call.gradients(mlpdsl.compile(spec, backend="eager"))
+        oracle.check(y, oracle.forward(spec, call.x, call.params, call.operands), "y")
+        assert all(g is not None and g.shape == t.shape for g, t in zip(grads.values(), call.named().values(), strict=True))
+
+
+# Tools
+
+
+def run_python(code: str, **environment: str) -> str:
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path, **environment}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_compile_touches_no_gpu(tmp_path: Path) -> None:
+    """No CUDA context after import and compile(), the target known all the same, and the source in the cache; fork works."""
+    code = """
+import os, torch, mlpdsl
+spec = mlpdsl.MLPSpec(dims=(64, 128, 64), activation="gelu", dtype="bfloat16")
+mlp = mlpdsl.compile(spec)
+text = str(mlpdsl.explain(spec, m=16))
+assert not torch.cuda.is_initialized()
+pid = os.fork()
+x, *params = (torch.randn(s, device="cuda", dtype=torch.bfloat16) for s in ((5, 64), *spec.parameter_shapes().values()))
+y = mlp(x, *params)
+torch.cuda.synchronize()
+if pid == 0:
+    os._exit(0 if y.isfinite().all() else 1)
+assert os.waitpid(pid, 0)[1] == 0
+print(text)
+"""
+    text = run_python(code, MLPDSL_CACHE_DIR=str(tmp_path))
+    capability = "sm_%d%d" % torch.cuda.get_device_capability()
+    assert capability in text
+    assert list(tmp_path.rglob("kernel.py")), "compile() wrote no source"
+
+
+def test_two_processes_get_the_same_bits() -> None:
+    code = """
+import hashlib, torch, mlpdsl
+spec = mlpdsl.MLPSpec(dims=(64, 192, 64), activation="silu", gated=True, dtype="bfloat16")
+make = torch.Generator().manual_seed(0)
+x, *params = (torch.randn(s, generator=make).bfloat16().cuda().requires_grad_() for s in ((700, 64), *spec.parameter_shapes().values()))
+y = mlpdsl.compile(spec)(x, *params)
+results = [y.detach(), *torch.autograd.grad(y.float().square().sum(), (x, *params))]
+print(hashlib.sha256(b"".join(t.float().cpu().numpy().tobytes() for t in results)).hexdigest())
+"""
+    assert run_python(code) == run_python(code)
+
+
+def test_warmup_compiles_everything() -> None:
+    """After warmup no call with these numbers of rows compiles, forward or backward."""
+    from triton import knobs
+
+    spec = MLPSpec(dims=(72, 136, 40), activation="softplus", gated=True, bias=True, dtype="bfloat16", epilogue=("residual", "layer_scale"))
+    mlpdsl.warmup(spec, m=(1, 93), backward=True)
+    calls = [call_on_gpu(spec, rows) for rows in (1, 93)]
+    compilations: list[object] = []
+    with knobs.compilation.scope():
+        knobs.compilation.listener = lambda **what: compilations.append(what.get("src"))
+        for call in calls:
+            gradients(call, compiled(spec))
+            call.run(compiled(spec))
+    assert not compilations, [getattr(source, "name", source) for source in compilations]
+
+
+def test_explain_is_what_runs() -> None:
+    spec = MLPSpec(dims=(128, 256, 128), activation="gelu", dtype="bfloat16")
+    explanation = mlpdsl.explain(spec, m=192)
+    assert explanation.target == "sm_%d%d" % torch.cuda.get_device_capability()
+    assert explanation.strategy in str(explanation) and explanation.config
