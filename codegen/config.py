@@ -33,7 +33,8 @@ def choose(role: str, path: str, m: int, n: int, k: int, *, dtype: str, planes: 
     if path == "tma":
         config = _descriptors(role, m, n, k, planes, target)
     elif dtype == "float32":
-        config = Config(_power_of_two(m, 16, 64), _power_of_two(n, 16, 64 // _wide(role, planes)), 32, num_warps=4, num_stages=2)
+        depth = 16 if role == "input_grad" else 32
+        config = Config(_power_of_two(m, 16, 64), _power_of_two(n, 16, 64 // _wide(role, planes)), depth, num_warps=4, num_stages=2)
     else:
         config = _pointers(role, m, n, k, planes, target)
     return _split(config, m, n, k) if role == "weight_grad" else config
@@ -71,12 +72,14 @@ def _descriptors(role: str, m: int, n: int, k: int, planes: int, target: Target)
 
 
 def _pointers(role: str, m: int, n: int, k: int, planes: int, target: Target) -> Config:
-    block_m = _power_of_two(m, 16, 128)
-    # The gradient of an activation keeps several tiles in registers, so its tile is half as wide.
-    block_n = _power_of_two(n, 32, 64 if role == "hidden_grad" else 128) // _wide(role, planes)
-    warps = 8 if block_m * block_n * _wide(role, planes) >= 128 * (64 if role == "hidden_grad" else 128) else 4
+    # What finishes its tile with several others in registers, and addresses that are no multiple of anything, want smaller tiles.
+    ragged = n % 8 > 0 or k % 8 > 0
+    activated = role in ("hidden", "hidden_grad")
+    block_m = _power_of_two(m, 16, 64 if ragged else 128)
+    block_n = max(16, _power_of_two(n, 32, 64 if role == "hidden_grad" or (ragged and activated) else 128) // _wide(role, planes))
+    full = block_m * block_n * _wide(role, planes) >= (64 * 64 if ragged else 128 * (64 if role == "hidden_grad" else 128))
     stages = 3 if target.kind == "cuda" and target.shared_memory > 64 * 1024 else 2
-    return Config(block_m, max(16, block_n), 32, num_warps=warps, num_stages=stages)
+    return Config(block_m, block_n, 32, num_warps=8 if full else 4, num_stages=stages)
 
 
 def _split(config: Config, m: int, n: int, k: int) -> Config:

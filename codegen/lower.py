@@ -47,10 +47,12 @@ def _linears(spec: MLPSpec) -> tuple[Linear, ...]:
 def _hidden(spec: MLPSpec) -> Hidden:
     value, derivative = activation(spec.activation)
     if not spec.gated:
-        return Hidden(("x",), value, (_GRAD * derivative,))
+        return Hidden(f"{spec.activation}(x)", ("x",), value, (_GRAD * derivative,))
     gate, up = {"x": symbol("gate")}, symbol("up")
     act = substitute(value, gate)
-    return Hidden(("gate", "up"), act * up, (_GRAD * up * substitute(derivative, gate), _GRAD * act))
+    return Hidden(
+        f"{spec.activation}(gate) * up", ("gate", "up"), act * up, (_GRAD * up * substitute(derivative, gate), _GRAD * act)
+    )
 
 
 def _entry(name: str) -> tuple[Expr, Expr, Expr | None]:
@@ -63,14 +65,24 @@ def _entry(name: str) -> tuple[Expr, Expr, Expr | None]:
     return value, derivative, None
 
 
+def _entry_text(name: str, of: str) -> str:
+    if name == "residual":
+        return f"{of} + {name}"
+    if name in EPILOGUE_OPERANDS:
+        return f"({of}) * {name}" if " + " in of and not of.endswith(")") else f"{of} * {name}"
+    return f"{name}({of})"
+
+
 def _epilogue(spec: MLPSpec) -> Epilogue:
     """Compose the entries forward, then apply the chain rule backward from `grad`."""
     value: Expr = _TILE
+    text = "tile"
     steps = []
     for name in spec.epilogue:
         entry = _entry(name)
         steps.append((name, value, entry))
         value = substitute(entry[0], {"tile": value})
+        text = _entry_text(name, text)
     grad: Expr = _GRAD
     grads: dict[str, Expr] = {}
     for name, before, (_, by_tile, by_operand) in reversed(steps):
@@ -80,6 +92,7 @@ def _epilogue(spec: MLPSpec) -> Epilogue:
     operands = tuple(Operand(name, kind) for name, kind in spec.operands().items())
     operand_grads = tuple(grads[o.name] for o in operands)
     return Epilogue(
+        text=text,
         entries=spec.epilogue,
         operands=operands,
         value=value,

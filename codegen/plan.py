@@ -43,9 +43,10 @@ class Linear:
 class Hidden:
     """What stands between two linears: h = value(inputs), and `grads[i]` = d loss / d inputs[i] given `grad` = d loss / d h.
 
-    `inputs` are ("x",) or ("gate", "up"), the preactivations with their bias.
+    `inputs` are ("x",) or ("gate", "up"), the preactivations with their bias; `text` is the formula as people write it.
     """
 
+    text: str
     inputs: tuple[str, ...]
     value: Expr
     grads: tuple[Expr, ...]
@@ -57,9 +58,11 @@ class Epilogue:
 
     `tile_grad` and `operand_grads` are the gradients given `grad` = d loss / d y. `tile_needed` says whether any of them reads
     the tile, which must then be saved. `same_as` tells, for each operand, whether its gradient is the very tensor `grad`
-    ("grad") or the gradient of the tile ("tile"), so that nothing need be written for it; else it is "".
+    ("grad") or the gradient of the tile ("tile"), so that nothing need be written for it; else it is "". `text` is the formula as
+    people write it.
     """
 
+    text: str
     entries: tuple[str, ...]
     operands: tuple[Operand, ...]
     value: Expr

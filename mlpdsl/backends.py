@@ -54,9 +54,12 @@ class TritonBackend:
     name = "triton"
 
     def supports(self, plan: Plan, target: Target) -> list[str]:
-        if plan.dtype == "bfloat16" and target.name == "sm_75":
-            return ["sm_75 has no bfloat16 matrix instruction"]
-        return []
+        reasons = []
+        if plan.dtype != "float32" and target.name == "sm_75":
+            reasons.append(f"Triton writes no {plan.dtype} matrix instruction for sm_75")
+        if plan.precision == "tf32x3" and target.kind == "hip":
+            reasons.append("Triton does not compile tf32x3 for AMD GPUs; precision='ieee' does")
+        return reasons
 
     def runs_on(self, device: str) -> list[str]:
         reasons = []

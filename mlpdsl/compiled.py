@@ -12,9 +12,9 @@ from mlpdsl.autograd import run
 from mlpdsl.backends import choose_backend, requested_backend
 from mlpdsl.checks import Signature, torch_dtype
 from mlpdsl.dispatch import plan_of
-from mlpdsl.eager import check_spec, evaluate
+from mlpdsl.eager import evaluate
 from mlpdsl.errors import ShapeError, SpecError, UnsupportedError, describe
-from mlpdsl.spec import MLPSpec
+from mlpdsl.spec import MLPSpec, check_spec
 from mlpdsl.target import detect
 
 __all__ = ["CompiledMLP", "compile"]

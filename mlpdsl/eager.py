@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mlpdsl.checks import Signature
 from mlpdsl.names import EPILOGUE_OPERANDS
-from mlpdsl.spec import MLPSpec
+from mlpdsl.spec import MLPSpec, check_spec
 
 __all__ = ["reference"]
 
@@ -102,12 +102,3 @@ def reference(spec: MLPSpec) -> Callable[..., Tensor]:
         return evaluate(spec, x, params, operands)
 
     return run
-
-
-def check_spec(spec: object) -> None:
-    """Raise `SpecError` for anything but an `MLPSpec`."""
-    from mlpdsl.errors import SpecError, describe
-
-    if not isinstance(spec, MLPSpec):
-        step = "Write MLPSpec(dims=..., activation=...), or MLPSpec.from_json(text)."
-        raise SpecError(describe("spec", spec, "an MLPSpec", step))

@@ -9,7 +9,7 @@ from mlpdsl.codegen.config import choose
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, Plan
 from mlpdsl.errors import ShapeError, describe
-from mlpdsl.spec import MLPSpec
+from mlpdsl.spec import MLPSpec, check_spec
 from mlpdsl.target import Target, detect, parse_target
 
 __all__ = ["Explanation", "configs", "explain"]
@@ -65,7 +65,6 @@ def explain(spec: MLPSpec, m: int, target: str | Target | None = None) -> Explan
 
     Raises `SpecError`, `ShapeError` for a bad m, `UnsupportedError` for an unknown target.
     """
-    from mlpdsl.eager import check_spec
     from mlpdsl.source import DEFAULT_TARGET
 
     check_spec(spec)

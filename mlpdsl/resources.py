@@ -20,7 +20,7 @@ from mlpdsl.codegen.emit.triton import Arg, Kernel, Module, emit
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, Linear, Plan
 from mlpdsl.errors import ShapeError, UnsupportedError, describe
-from mlpdsl.spec import MLPSpec
+from mlpdsl.spec import MLPSpec, check_spec
 from mlpdsl.target import Target, detect, parse_target
 
 __all__ = ["Resources", "resources"]
@@ -62,7 +62,6 @@ def resources(
     `path` is "tma" or "masked"; by default the one that aligned tensors take. Takes 0.2 to 2 s a kernel.
     Raises `UnsupportedError` where triton is missing or interpreting, or does not know the target.
     """
-    from mlpdsl.eager import check_spec
     from mlpdsl.source import DEFAULT_TARGET, publish
 
     check_spec(spec)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlpdsl.cache import SourceCache, digest
 from mlpdsl.errors import UnsupportedError
-from mlpdsl.spec import MLPSpec
+from mlpdsl.spec import MLPSpec, check_spec
 from mlpdsl.target import Target, detect, parse_target
 from mlpdsl.version import __version__
 
@@ -90,7 +90,6 @@ def generate(spec: MLPSpec, target: str | Target | None = None, m: int | None = 
     `target` is an architecture ("sm_90", "gfx942"; default: this machine's, else sm_90). With `m`, the number of rows, the
     result also has `configs.json`: the tile sizes each kernel would get. Raises `SpecError`, `UnsupportedError`.
     """
-    from mlpdsl.eager import check_spec
 
     check_spec(spec)
     chosen = parse_target(target) if target is not None else detect() or parse_target(DEFAULT_TARGET)

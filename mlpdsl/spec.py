@@ -24,7 +24,7 @@ from mlpdsl.names import (
     listed,
 )
 
-__all__ = ["SCHEMA_VERSION", "MLPSpec"]
+__all__ = ["SCHEMA_VERSION", "MLPSpec", "check_spec"]
 
 SCHEMA_VERSION = 1
 """The version of the JSON form that this release writes, and the newest that it reads."""
@@ -227,6 +227,13 @@ class MLPSpec:
     def __reduce__(self) -> tuple[Callable[[str], MLPSpec], tuple[str]]:
         # Through the JSON form: what is unpickled is validated, and another release's pickle can be read.
         return type(self).from_json, (self.to_json(),)
+
+
+def check_spec(spec: object) -> None:
+    """Raise `SpecError` for anything but an `MLPSpec`."""
+    if not isinstance(spec, MLPSpec):
+        step = "Write MLPSpec(dims=..., activation=...), or MLPSpec.from_json(text)."
+        raise SpecError(describe("spec", spec, "an MLPSpec", step))
 
 
 _FIELDS = tuple(field.name for field in fields(MLPSpec))

@@ -166,6 +166,8 @@ def print_function(name: str, params: Sequence[str], doc: str, results: Sequence
     for node in walk(*roots):
         for a in node.args:
             uses[id(a)] = uses.get(id(a), 0) + 1
+    for root in roots:
+        uses[id(root)] = uses.get(id(root), 0) + 1
     text: dict[int, str] = {}
     lines: list[str] = []
     for node in walk(*roots):
@@ -173,10 +175,13 @@ def print_function(name: str, params: Sequence[str], doc: str, results: Sequence
             text[id(node)] = rename.get(node.name, node.name)
             continue
         if node.op == "const":
-            text[id(node)] = repr(node.value) if node.value >= 0 else f"({node.value!r})"
+            text[id(node)] = repr(node.value)
             continue
         args = [text[id(a)] for a in node.args]
-        printed = f"({args[0]} {_INFIX[node.op]} {args[1]})" if node.op in _INFIX else _CALLS[node.op].format(*args)
+        if node.op in _INFIX:
+            printed = f"({args[0]} {_INFIX[node.op]} {args[1]})"
+        else:
+            printed = _CALLS[node.op].format(*(args if node.op in ("neg", "invert") else map(_bare, args)))
         if uses.get(id(node), 0) > 1 or (len(printed) > 72 and node not in roots):
             variable = f"t{len(lines)}"
             lines.append(f"{variable} = {_bare(printed)}")
@@ -198,21 +203,20 @@ def _bare(text: str) -> str:
 
 
 def _functions(plan: Plan, operands: Sequence[OperandView]) -> list[Function]:
-    from mlpdsl.codegen.expr.formula import to_text
-
     functions = []
     hidden, epilogue = plan.hidden, plan.epilogue
     if hidden is not None:
-        functions.append(print_function("activate", hidden.inputs, to_text(hidden.value), [hidden.value], {}))
+        functions.append(print_function("activate", hidden.inputs, hidden.text, [hidden.value], {}))
         doc = "Gradients of the preactivation" + ("s" if plan.gated else "") + ", and the hidden value again."
         results = [*hidden.grads, hidden.value]
         functions.append(print_function("activate_grad", ("grad", *hidden.inputs), doc, results, {}))
     if epilogue.entries:
         rename = {o.name: v.ident for o, v in zip(epilogue.operands, operands, strict=True)}
         names = [v.ident for v in operands]
-        functions.append(print_function("finish", ["tile", *names], to_text(epilogue.value), [epilogue.value], rename))
+        functions.append(print_function("finish", ["tile", *names], epilogue.text, [epilogue.value], rename))
         own = [g for g, v in zip(epilogue.operand_grads, operands, strict=True) if v.grad == "own"]
-        doc = "Gradients of the tile" + "".join(f", {v.ident}" for v in operands if v.grad == "own") + "."
+        of = ["the tile", *(v.ident for v in operands if v.grad == "own")]
+        doc = f"Gradient{'s' if len(of) > 1 else ''} of {', '.join(of[:-1])}{' and ' if len(of) > 1 else ''}{of[-1]}."
         functions.append(print_function("finish_grad", ["grad", "tile", *names], doc, [epilogue.tile_grad, *own], rename))
     return functions
 

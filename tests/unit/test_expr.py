@@ -44,11 +44,12 @@ def evaluate(expr: Expr, x: np.ndarray) -> np.ndarray:
     return np.broadcast_to(np.asarray(result, dtype=np.float32), x.shape)
 
 
+_ROUND = np.array([3.0, 6.0, 88.0, 100.0])
 SWEEP = np.concatenate(
     [
         sign * points
         for sign in (1.0, -1.0)
-        for points in (np.linspace(0, 12, 4001), np.geomspace(1e-38, 1.0, 400), np.linspace(12, 103, 300), [3.0, 6.0, 88.0, 100.0])
+        for points in (np.linspace(0, 12, 4001), np.geomspace(1e-38, 1.0, 400), np.linspace(12, 103, 300), _ROUND)
     ]
 ).astype(np.float32)
 
