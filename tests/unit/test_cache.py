@@ -103,9 +103,7 @@ def test_default_root(monkeypatch: pytest.MonkeyPatch, environment: dict[str, st
 
 
 @pytest.mark.parametrize("answer", [RuntimeError("no home"), KeyError("uid"), "~"])
-def test_default_root_of_a_user_that_the_system_does_not_know(
-    monkeypatch: pytest.MonkeyPatch, answer: Exception | str
-) -> None:
+def test_default_root_of_a_user_that_the_system_does_not_know(monkeypatch: pytest.MonkeyPatch, answer: Exception | str) -> None:
     for name in ("MLPDSL_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -177,9 +175,7 @@ def test_the_manifest_says_what_the_cache_knows_whatever_the_caller_says(root: P
     assert json.loads(path.with_name("manifest.json").read_text())["key"] == KEY
 
 
-@pytest.mark.parametrize(
-    "name", ["", ".", "..", "../../x", "/etc/x", "a/b", "a\0b", "a\nb", "ж" * 500, "x" * 5000, "-"]
-)
+@pytest.mark.parametrize("name", ["", ".", "..", "../../x", "/etc/x", "a/b", "a\0b", "a\nb", "ж" * 500, "x" * 5000, "-"])
 def test_a_hostile_name_stays_one_component_below_the_root(root: Path, name: str) -> None:
     path = publish(root, name)
     assert path.parent.parent == root / "v1"
@@ -313,9 +309,7 @@ IN_ITS_PLACE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("file", ["kernel.py", "manifest.json"])
 @pytest.mark.parametrize("what", IN_ITS_PLACE)
-def test_what_stands_in_a_files_place_is_replaced(
-    root: Path, what: str, file: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_stands_in_a_files_place_is_replaced(root: Path, what: str, file: str, caplog: pytest.LogCaptureFixture) -> None:
     path = publish(root)
     right = path.with_name(file).read_bytes()
     path.with_name(file).unlink()
@@ -375,9 +369,7 @@ LEVELS = {"root": "", "v1": "v1", "entry": f"v1/mlp-{KEY[:16]}"}
 
 @pytest.mark.parametrize("mode", [0o777, 0o720, 0o702, 0o1777])
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_directory_that_others_can_write_to(
-    root: Path, level: str, mode: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_directory_that_others_can_write_to(root: Path, level: str, mode: int, caplog: pytest.LogCaptureFixture) -> None:
     publish(root).unlink()
     (root / LEVELS[level]).chmod(mode)
     refused(root, caplog, f"mode {mode:04o}); run chmod go-w")

@@ -95,9 +95,7 @@ def test_nothing_stays_of_a_text_that_raises(path: Path, text: str, error: type[
     modules, lines = dict(sys.modules), dict(linecache.cache)
     with pytest.raises(error):
         loader.load(path, text, KEY)
-    assert {n for n in sys.modules if n.startswith("mlpdsl_generated")} == {
-        n for n in modules if n.startswith("mlpdsl_generated")
-    }
+    assert {n for n in sys.modules if n.startswith("mlpdsl_generated")} == {n for n in modules if n.startswith("mlpdsl_generated")}
     assert (str(path) in linecache.cache) == (str(path) in lines)
     assert loader.load(path, PLAIN, KEY).f(1) == 2
 

@@ -30,8 +30,7 @@ FIELDS = "'dims', 'activation', 'gated', 'bias', 'dtype', 'precision', 'epilogue
         ),
         (
             {"dims": 768},
-            "MLPSpec.dims: got 768; allowed: a tuple or list of integers. "
-            "Write a tuple, for example dims=(768, 3072, 768).",
+            "MLPSpec.dims: got 768; allowed: a tuple or list of integers. Write a tuple, for example dims=(768, 3072, 768).",
         ),
         (
             {"dims": (768, 3072.0, 768)},
@@ -39,8 +38,7 @@ FIELDS = "'dims', 'activation', 'gated', 'bias', 'dtype', 'precision', 'epilogue
         ),
         (
             {"dims": (768, True, 768)},
-            "MLPSpec.dims[1]: got True; allowed: an integer from 1 to 1073741824. "
-            "Write the number of features as an int.",
+            "MLPSpec.dims[1]: got True; allowed: an integer from 1 to 1073741824. Write the number of features as an int.",
         ),
         (
             {"dims": (768, 3072)},
@@ -49,8 +47,7 @@ FIELDS = "'dims', 'activation', 'gated', 'bias', 'dtype', 'precision', 'epilogue
         ),
         (
             {"dims": (768, 64, 64, 1), "gated": True},
-            "MLPSpec.dims: got (768, 64, 64, 1); allowed: three widths (input, hidden, output) where gated=True. "
-            "Set gated=False.",
+            "MLPSpec.dims: got (768, 64, 64, 1); allowed: three widths (input, hidden, output) where gated=True. Set gated=False.",
         ),
         (
             {"activation": "gelu-tanh"},
@@ -62,8 +59,7 @@ FIELDS = "'dims', 'activation', 'gated', 'bias', 'dtype', 'precision', 'epilogue
         ),
         (
             {"activation": "residual"},
-            f"MLPSpec.activation: got 'residual'; allowed: {NAMES}. "
-            "'residual' is an epilogue: write epilogue=('residual',).",
+            f"MLPSpec.activation: got 'residual'; allowed: {NAMES}. 'residual' is an epilogue: write epilogue=('residual',).",
         ),
         ({"gated": 1}, "MLPSpec.gated: got 1; allowed: True or False. Write gated=True or gated=False."),
         (
@@ -82,8 +78,7 @@ FIELDS = "'dims', 'activation', 'gated', 'bias', 'dtype', 'precision', 'epilogue
         ),
         (
             {"precision": "high"},
-            "MLPSpec.precision: got 'high'; allowed: 'ieee', 'tf32', 'tf32x3'. "
-            "Write precision='ieee', or leave it out.",
+            "MLPSpec.precision: got 'high'; allowed: 'ieee', 'tf32', 'tf32x3'. Write precision='ieee', or leave it out.",
         ),
         (
             {"epilogue": "residual"},
@@ -121,8 +116,7 @@ def test_spec_errors(changes: dict[str, Any], message: str) -> None:
         ),
         (
             {"layout": "packed"},
-            "MLPSpec.layout: got 'packed': layout='packed' comes in a later release. "
-            "Split the weights, and use layout='separate'.",
+            "MLPSpec.layout: got 'packed': layout='packed' comes in a later release. Split the weights, and use layout='separate'.",
         ),
         (
             {"activation": print},
@@ -143,8 +137,7 @@ def test_unsupported(changes: dict[str, Any], message: str) -> None:
     [
         (
             '{"dims": [4, 5], "activation": "identity", "dtpye": "float16"}',
-            f"MLPSpec.from_json, unknown field: got 'dtpye'; allowed: {FIELDS}, 'schema_version'. "
-            "Did you mean 'dtype'?",
+            f"MLPSpec.from_json, unknown field: got 'dtpye'; allowed: {FIELDS}, 'schema_version'. Did you mean 'dtype'?",
         ),
         (
             '{"dims": [4, 5], "activation": "identity", "schema_version": 7}',

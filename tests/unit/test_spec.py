@@ -84,9 +84,7 @@ def specs(draw: st.DrawFn) -> MLPSpec:
 # Generation may be slow on a loaded machine; that says nothing about the spec.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-words = st.sampled_from([*ACTIVATIONS, *EPILOGUE_OPERANDS, "expr", "packed", ""]) | st.text(
-    "aeilsu_ \n\0'{}é\ud800", max_size=9
-)
+words = st.sampled_from([*ACTIVATIONS, *EPILOGUE_OPERANDS, "expr", "packed", ""]) | st.text("aeilsu_ \n\0'{}é\ud800", max_size=9)
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | words,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=3),
@@ -273,9 +271,7 @@ class TestRefusals:
         with pytest.raises(SpecError, match=re.escape("epilogue=('residual',)")):
             declare(**GOOD, epilogue="residual")
 
-    @pytest.mark.parametrize(
-        "word", ["silu\n", " silu", "silu' #", "__import__('os')", "{{ 7*7 }}", "../relu", "\uff53ilu", ""]
-    )
+    @pytest.mark.parametrize("word", ["silu\n", " silu", "silu' #", "__import__('os')", "{{ 7*7 }}", "../relu", "\uff53ilu", ""])
     def test_hostile_names(self, word: str) -> None:
         for field, value in (("activation", word), ("epilogue", (word,)), ("layout", word), ("dtype", word)):
             with pytest.raises(SpecError):
@@ -376,9 +372,7 @@ class TestCosts:
         per_row = DTYPES[spec.dtype] * (spec.d_in + spec.d_out * (1 + ("residual" in spec.epilogue)))
         assert spec.bytes_moved(m) - spec.bytes_moved(0) == m * per_row
 
-    @pytest.mark.parametrize(
-        "m", [-1, True, 1.0, float("nan"), None, "16", [16], Broken()], ids=lambda m: type(m).__name__
-    )
+    @pytest.mark.parametrize("m", [-1, True, 1.0, float("nan"), None, "16", [16], Broken()], ids=lambda m: type(m).__name__)
     def test_rows_are_an_integer(self, m: object) -> None:
         for method in (LLAMA.flops, LLAMA.bytes_moved):
             with pytest.raises(ShapeError, match=r"^m: got"):
@@ -405,9 +399,7 @@ class TestJSON:
         assert copy.deepcopy(spec) == spec
 
     def test_defaults_and_version_may_be_left_out(self) -> None:
-        assert MLPSpec.from_json('{"dims": [4, 5, 6], "activation": "swish"}') == declare(
-            dims=(4, 5, 6), activation="silu"
-        )
+        assert MLPSpec.from_json('{"dims": [4, 5, 6], "activation": "swish"}') == declare(dims=(4, 5, 6), activation="silu")
 
     def test_a_pickle_holds_the_canonical_text(self) -> None:
         assert LLAMA.to_json().encode() in pickle.dumps(LLAMA)

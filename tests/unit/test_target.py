@@ -83,9 +83,7 @@ class TestTargets:
         assert sizes["gfx950"] == 163840
 
     def test_tma_came_with_hopper(self) -> None:
-        assert [name for name, target in TARGETS.items() if target.has_tma] == [
-            *("sm_90", "sm_100", "sm_103", "sm_120", "sm_121")
-        ]
+        assert [name for name, target in TARGETS.items() if target.has_tma] == [*("sm_90", "sm_100", "sm_103", "sm_120", "sm_121")]
 
     def test_frozen_and_hashable(self) -> None:
         assert len(set(TARGETS.values())) == len(TARGETS)
