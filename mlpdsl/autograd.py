@@ -121,13 +121,15 @@ class _TransformedFunction(torch.autograd.Function):
 
 def run(spec: str, same_as: tuple[str, ...], x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Tensor]) -> Tensor:
     """The MLP of a spec (as JSON) on checked arguments: (..., d_in) to (..., d_out). `same_as` is the plan's, for each operand."""
-    if torch.is_grad_enabled() and (
+    if torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
+            raise UnsupportedError(_TRANSFORM_IN_COMPILE)
+        return _TransformedFunction.apply(spec, same_as, x, *parameters, *operands)[0]  # type: ignore[no-any-return, no-untyped-call]
+    recorded = torch.is_grad_enabled() and (
         x.requires_grad or any(p.requires_grad for p in parameters) or any(o.requires_grad for o in operands)
-    ):
-        if torch._C._are_functorch_transforms_active():
-            if torch.compiler.is_compiling():
-                raise UnsupportedError(_TRANSFORM_IN_COMPILE)
-            return _TransformedFunction.apply(spec, same_as, x, *parameters, *operands)[0]  # type: ignore[no-any-return, no-untyped-call]
+    )
+    # In forward mode too the function, which has no jvp and says so: the bare operator would drop the tangents.
+    if recorded or torch.autograd.forward_ad._current_level >= 0:
         result: Tensor = _MLPFunction.apply(spec, same_as, x, *parameters, *operands)  # type: ignore[no-untyped-call]
         return result
     y: Tensor = ops.forward(x, parameters, operands, spec, False)[0]

@@ -138,6 +138,9 @@ def warmup(spec: MLPSpec, m: tuple[int, ...] = (1,), backward: bool = False, dev
             raise ShapeError(describe("m", rows, "numbers of rows, 0 or more", "Pass a tuple of integers."))
         shapes = {"tile": (rows, spec.d_out), "column": (spec.d_out,), "scalar": ()}
         operands = {name: torch.randn(shapes[kind], **make) for name, kind in spec.operands().items()}
-        y = mlp(torch.randn(rows, spec.d_in, **make), *params, **operands)
+        x = torch.randn(rows, spec.d_in, **make)
+        y = mlp(x, *params, **operands)
         if backward:
             y.backward(torch.randn_like(y))
+            with torch.no_grad():  # inference keeps nothing for backward, which is another kernel
+                mlp(x, *params, **operands)

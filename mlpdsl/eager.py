@@ -29,12 +29,17 @@ def _activation(name: str) -> Callable[[Tensor], Tensor]:
 @contextmanager
 def _matmul_precision(tf32: bool) -> Iterator[None]:
     """float32 products on CUDA in float32, or in TF32, whatever torch's global flag says; the flag is put back."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = tf32
+    # Not allow_tf32: torch refuses to read that flag once a program has set this newer one.
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = _word(tf32)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def _word(tf32: bool) -> str:
+    return "tf32" if tf32 else "ieee"
 
 
 class _PreciseLinear(torch.autograd.Function):
@@ -60,7 +65,7 @@ class _PreciseLinear(torch.autograd.Function):
 def _linear(spec: MLPSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # tf32x3 has no counterpart in eager PyTorch: full float32 is the more exact way to do it.
     tf32 = spec.precision == "tf32"
-    if spec.dtype == "float32" and x.is_cuda and torch.backends.cuda.matmul.allow_tf32 != tf32:
+    if spec.dtype == "float32" and x.is_cuda and torch.backends.cuda.matmul.fp32_precision != _word(tf32):
         result: Tensor = _PreciseLinear.apply(x, weight, bias, tf32)  # type: ignore[no-untyped-call]
         return result
     return F.linear(x, weight, bias)

@@ -146,6 +146,20 @@ def _untraced(function: Any) -> Any:
 for _key in ("CPU", "CUDA"):
     _library.impl("forward", _untraced(_forward), _key)
     _library.impl("backward", _untraced(_backward), _key)
+
+
+def _forward_recorded(x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Tensor], spec: str, save: bool) -> list[Tensor]:
+    """Autograd stands outside the operator: called where a gradient would be recorded, it raises rather than lose it."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters, *operands)):
+        raise RuntimeError(
+            "mlpdsl::forward records no gradient of its own. Call mlpdsl.compile(spec), which does, or use torch.no_grad()."
+        )
+    with torch._C._AutoDispatchBelowAutograd():
+        results: list[Tensor] = forward(x, parameters, operands, spec, save)
+    return results
+
+
+_library.impl("forward", _forward_recorded, "Autograd")
 torch.library.register_fake("mlpdsl::forward", _forward_fake, lib=_library)
 torch.library.register_fake("mlpdsl::backward", _backward_fake, lib=_library)
 

@@ -125,7 +125,7 @@ def guarded_allocations(guard: int = GUARD) -> Iterator[Guards]:
         return guards.allocate(size[0] if size and not isinstance(size[0], int) else size, dtype or self.dtype, self.device)
 
     def guarded_empty_like(t: Tensor, *, dtype: torch.dtype | None = None, **rest: Any) -> Tensor:
-        if t.device.type == "meta" or not t.is_contiguous() and rest.get("memory_format") is not torch.contiguous_format:
+        if t.device.type == "meta" or (not t.is_contiguous() and rest.get("memory_format") is not torch.contiguous_format):
             return empty_like(t, dtype=dtype, **rest)
         return guards.allocate(t.shape, dtype or t.dtype, t.device)
 

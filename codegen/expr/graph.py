@@ -194,8 +194,6 @@ def _simplify(op: str, args: tuple[Expr, ...]) -> Expr | None:
             if gate.op == "where" and gate.args[1].is_const(0.0):
                 # As torch's own backward formulas: a gate that is shut gives 0, not 0 times what may be infinite.
                 return call("where", gate.args[0], 0.0, factor * gate.args[2])
-            if gate.op == "where" and gate.args[2].is_const(0.0):
-                return call("where", gate.args[0], factor * gate.args[1], 0.0)
         if b.is_const() and a.op == "mul" and a.args[1].is_const():
             return call("mul", a.args[0], a.args[1].value * b.value)
     elif op == "div":

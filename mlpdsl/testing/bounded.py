@@ -170,12 +170,15 @@ def activation(name: str, p: Bounded) -> Bounded:
 
     def rule(at: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         value, slope = f.value(at), f.derivative(at).abs()
-        steepest = slope
+        steepest, span = slope, torch.zeros_like(slope)
         for step in SAMPLES:
-            steepest = torch.maximum(steepest, f.derivative(at + step * error).abs())
+            near = at + step * error
+            steepest = torch.maximum(steepest, f.derivative(near).abs())
+            # Where the samples straddle a slope without touching it (relu6, with a large error), the values tell.
+            span = torch.maximum(span, (f.value(near) - value).abs().nan_to_num(nan=0.0))
         rounding = VALUE_ULPS * U32 * (value.abs() + ((at.abs() + f.center) * slope).nan_to_num(nan=0.0, posinf=0.0))
         flushed = 4 * TINY32 * (1 + at.abs().nan_to_num(posinf=0.0))
-        return value, SLACK * (steepest * error + rounding) + flushed
+        return value, SLACK * (torch.maximum(steepest * error, span) + rounding) + flushed
 
     return _elementwise(rule, p)
 

@@ -36,11 +36,14 @@ def test_all_epilogues(activation: str, gated: bool, bias: bool, dtype: str) -> 
             spec = MLPSpec(dims=dims, activation=activation, gated=gated, bias=bias, dtype=dtype, epilogue=epilogue)
             # Descriptors where they are possible; where not, layouts that only pointers can follow.
             lies = "padded" if dims == ALIGNED else ("strided", "transposed", "offset")[i % 3]
-            call = make_call(spec, (rows,), i, x=lies, operands=lies, dy="padded", pair="up_first" if i % 2 else "apart", device="cuda")
+            call = make_call(
+                spec, (rows,), i, x=lies, operands=lies, dy="padded", pair="up_first" if i % 2 else "apart", device="cuda"
+            )
             try:
                 verdict = check_call(call)
-                if rows > 1:
-                    assert min(verdict.strength.values()) > 4, f"a gradient says nothing: {verdict} of {spec!r}"
+                # scale's gradient is one number, and may be near zero.
+                weakest = min(strength for name, strength in verdict.strength.items() if name != "scale")
+                assert rows == 1 or weakest > 4, f"a gradient says nothing: {verdict} of {spec!r}"
             except Exception as error:  # the others are still worth knowing
                 failures.append(f"{type(error).__name__}: {str(error)[:1500]}")
     assert not failures, f"{len(failures)} failures\n" + "\n".join(failures)

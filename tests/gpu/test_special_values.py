@@ -13,7 +13,9 @@ from mlpdsl.testing import bounded, oracle
 
 
 def points() -> Tensor:
-    special = torch.tensor([0.0, 1e-45, 1e-40, 1.2e-38, 1e-30, 1e-7, 3.0, 6.0, 10.0, 87.0, 88.0, 89.0, 100.0, 104.0, 1e3, 1e10, 1e30, torch.inf])
+    special = torch.tensor(
+        [0.0, 1e-45, 1e-40, 1.2e-38, 1e-30, 1e-7, 3.0, 6.0, 10.0, 87.0, 88.0, 89.0, 100.0, 104.0, 1e3, 1e10, 1e30, torch.inf]
+    )
     positive = torch.cat([special, torch.logspace(-9, 2.5, 60_000), torch.linspace(0, 20, 40_000)])
     return torch.cat([positive, -positive, torch.tensor([torch.nan])]).cuda()
 

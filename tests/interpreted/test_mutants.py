@@ -36,40 +36,116 @@ class Mutant:
 
 
 MUTANTS = [
-    Mutant("x read beyond K", MASKED, "mask=(rows < M)[:, None] & inside_k[None, :], other", "mask=(rows < M)[:, None], other", "hidden_masked"),
+    Mutant(
+        "x read beyond K",
+        MASKED,
+        "mask=(rows < M)[:, None] & inside_k[None, :], other",
+        "mask=(rows < M)[:, None], other",
+        "hidden_masked",
+    ),
     Mutant("x and weights read beyond K", MASKED, "inside_k = k + ks < K", "inside_k = k + ks < K + BLOCK_K", "hidden_masked"),
     Mutant("last step of K left out", MASKED, "range(0, K, BLOCK_K)", "range(0, K - BLOCK_K + 1, BLOCK_K)", "output_masked"),
-    Mutant("rows stored beyond M", MASKED, "inside = (rows < M)[:, None] & (cols < N)", "inside = (rows < M + 1)[:, None] & (cols < N)", "output_masked"),
-    Mutant("columns stored beyond N", MASKED, "[:, None] & (cols < N)[None, :]", "[:, None] & (cols < N + 1)[None, :]", "hidden_masked"),
+    Mutant(
+        "rows stored beyond M",
+        MASKED,
+        "inside = (rows < M)[:, None] & (cols < N)",
+        "inside = (rows < M + 1)[:, None] & (cols < N)",
+        "output_masked",
+    ),
+    Mutant(
+        "columns stored beyond N", MASKED, "[:, None] & (cols < N)[None, :]", "[:, None] & (cols < N + 1)[None, :]", "hidden_masked"
+    ),
     Mutant("x taken as dense", MASKED, "ks[None, :] * stride_x_k", "ks[None, :]", "hidden_masked"),
-    Mutant("weight strides swapped", PLAIN, "cols[:, None] * stride_weight_out + ks[None, :] * stride_weight_in",
-           "cols[:, None] * stride_weight_in + ks[None, :] * stride_weight_out", "output_masked"),
+    Mutant(
+        "weight strides swapped",
+        PLAIN,
+        "cols[:, None] * stride_weight_out + ks[None, :] * stride_weight_in",
+        "cols[:, None] * stride_weight_in + ks[None, :] * stride_weight_out",
+        "output_masked",
+    ),
     Mutant("tile_m and tile_n swapped", MASKED, "tile_m, tile_n = tile_order", "tile_n, tile_m = tile_order", "hidden_masked"),
     Mutant("gate and up swapped", MASKED, "activate(gate, up)", "activate(up, gate)", "hidden_masked"),
     Mutant("gate and up swapped where up lies first", TMA, "tl.where(up_first != 0, second, first)", "first", "hidden_tma"),
     Mutant("gate's gradient without up", MASKED, "(grad * up)", "grad"),
     Mutant("gate's gradient summed with gate's weight twice", MASKED, "* up_distance", "* 0", "input_grad_masked"),
     Mutant("gate's and up's gradients by address, not by name", TMA, "plane ^ up_first", "plane", "input_grad_tma"),
-    Mutant("bias after the activation", PLAIN, "    acc = activate(acc)", "    acc = activate(acc - bias_again) + bias_again", "hidden_masked"),
-    Mutant("bias of the first tile for all", PLAIN, "tl.load(bias_ptr + cols, mask=cols < N", "tl.load(bias_ptr + cols % BLOCK_N, mask=cols < N", "hidden_masked"),
+    Mutant(
+        "bias after the activation",
+        PLAIN,
+        "    acc = activate(acc)",
+        "    acc = activate(acc - bias_again) + bias_again",
+        "hidden_masked",
+    ),
+    Mutant(
+        "bias of the first tile for all",
+        PLAIN,
+        "tl.load(bias_ptr + cols, mask=cols < N",
+        "tl.load(bias_ptr + cols % BLOCK_N, mask=cols < N",
+        "hidden_masked",
+    ),
     Mutant("bias gradient of one tile of rows", PLAIN, "bias_rows_ptr + tile_m.to(tl.int64) * N", "bias_rows_ptr", "epilogue_grad"),
     Mutant("bias gradient summed over padding", MASKED, "r < count", "r < count + 1", "sum_rows"),
     Mutant("derivative at the incoming gradient", PLAIN, "activate_grad(acc, x)", "activate_grad(x, acc)", "hidden_grad_masked"),
-    Mutant("derivative of the up half", MASKED, "activate_grad(acc, gate, up)", "activate_grad(acc, up, gate)", "hidden_grad_masked"),
-    Mutant("no derivative at all", PLAIN, "x_grad, hidden = activate_grad(acc, x)", "_, hidden = activate_grad(acc, x)\n    x_grad = acc", "hidden_grad_masked"),
+    Mutant(
+        "derivative of the up half", MASKED, "activate_grad(acc, gate, up)", "activate_grad(acc, up, gate)", "hidden_grad_masked"
+    ),
+    Mutant(
+        "no derivative at all",
+        PLAIN,
+        "x_grad, hidden = activate_grad(acc, x)",
+        "_, hidden = activate_grad(acc, x)\n    x_grad = acc",
+        "hidden_grad_masked",
+    ),
     Mutant("hidden not emitted but its gradient", PLAIN, "hidden.to(", "x_grad.to(", "hidden_grad_masked"),
     Mutant("float32 product in tf32", IEEE, 'input_precision="ieee"', 'input_precision="tf32"'),
-    Mutant("rounded before the bias", MASKED, "gate += tl.load", "gate = gate.to(tl.bfloat16).to(tl.float32) + tl.load", "hidden_masked"),
-    Mutant("rounded before the activation", MASKED, "acc = activate(gate, up)",
-           "acc = activate(gate.to(tl.bfloat16).to(tl.float32), up.to(tl.bfloat16).to(tl.float32))", "hidden_masked"),
+    Mutant(
+        "rounded before the bias",
+        MASKED,
+        "gate += tl.load",
+        "gate = gate.to(tl.bfloat16).to(tl.float32) + tl.load",
+        "hidden_masked",
+    ),
+    Mutant(
+        "rounded before the activation",
+        MASKED,
+        "acc = activate(gate, up)",
+        "acc = activate(gate.to(tl.bfloat16).to(tl.float32), up.to(tl.bfloat16).to(tl.float32))",
+        "hidden_masked",
+    ),
     Mutant("rounded before the epilogue", MASKED, "finish(acc, ", "finish(acc.to(tl.bfloat16).to(tl.float32), ", "output_masked"),
-    Mutant("accumulated in bfloat16", MASKED, "acc = tl.dot(x, weight.T, acc)", "acc = tl.dot(x, weight.T, acc).to(tl.bfloat16).to(tl.float32)", "output_masked"),
-    Mutant("only the first split of a sum", PLAIN, "split = tl.program_id(1)", "split = tl.program_id(1) * 0", "weight_grad_masked"),
+    Mutant(
+        "accumulated in bfloat16",
+        MASKED,
+        "acc = tl.dot(x, weight.T, acc)",
+        "acc = tl.dot(x, weight.T, acc).to(tl.bfloat16).to(tl.float32)",
+        "output_masked",
+    ),
+    Mutant(
+        "only the first split of a sum", PLAIN, "split = tl.program_id(1)", "split = tl.program_id(1) * 0", "weight_grad_masked"
+    ),
     Mutant("splits overlap", PLAIN, "tl.minimum(first_row + rows_per_split, M)", "M", "weight_grad_masked"),
-    Mutant("a tile of the persistent loop left out", TMA, "tiles_m * tiles_n, tl.num_programs(0)", "tiles_m * tiles_n - 1, tl.num_programs(0)", "output_tma"),
-    Mutant("residual's rows by the output's stride", PLAIN, "rows[:, None] * stride_residual_m", "rows[:, None] * stride_out_m", "output_masked"),
-    Mutant("an output column of zeros", PLAIN, "acc.to(tl.float16), mask=inside)", "tl.where(cols[None, :] == 40, 0.0, acc).to(tl.float16), mask=inside)", "output_masked"),
-]  # fmt: skip
+    Mutant(
+        "a tile of the persistent loop left out",
+        TMA,
+        "tiles_m * tiles_n, tl.num_programs(0)",
+        "tiles_m * tiles_n - 1, tl.num_programs(0)",
+        "output_tma",
+    ),
+    Mutant(
+        "residual's rows by the output's stride",
+        PLAIN,
+        "rows[:, None] * stride_residual_m",
+        "rows[:, None] * stride_out_m",
+        "output_masked",
+    ),
+    Mutant(
+        "an output column of zeros",
+        PLAIN,
+        "acc.to(tl.float16), mask=inside)",
+        "tl.where(cols[None, :] == 40, 0.0, acc).to(tl.float16), mask=inside)",
+        "output_masked",
+    ),
+]
 
 
 def mutated(mutant: Mutant) -> str:

@@ -51,7 +51,9 @@ def test_any_spec_any_layout_any_values(data: st.DataObject, seed: int) -> None:
 def test_gradients_say_something(data: st.DataObject, seed: int) -> None:
     """On calm values every gradient is far larger somewhere than what the oracle tolerates: these tests can fail."""
     pick = picker(data)
-    spec = support.draw_spec(pick, dims=tuple(pick((16, 24, 33, 40)) for _ in range(3)), epilogue=pick(((), ("residual",), ("layer_scale",))))
+    spec = support.draw_spec(
+        pick, dims=tuple(pick((16, 24, 33, 40)) for _ in range(3)), epilogue=pick(((), ("residual",), ("layer_scale",)))
+    )
     verdict = check_call(make_call(spec, (pick((24, 33)),), seed))
     assert min(verdict.strength.values()) > (30 if spec.precision == "ieee" else 4), verdict
     target(verdict.ratio)
@@ -185,7 +187,9 @@ def test_several_tiles_each_way(dtype: str, values: str) -> None:
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 def test_no_rows(gated: bool, lead: tuple[int, ...], dtype: str) -> None:
     """An empty batch has an empty result, and zero for the gradient of every parameter."""
-    spec = MLPSpec(dims=(16, 24, 8), activation="silu", gated=gated, bias=True, dtype=dtype, epilogue=("residual", "layer_scale", "scale"))
+    spec = MLPSpec(
+        dims=(16, 24, 8), activation="silu", gated=gated, bias=True, dtype=dtype, epilogue=("residual", "layer_scale", "scale")
+    )
     y, grads = make_call(spec, lead, 0).gradients(compiled(spec))
     assert y.shape == (*lead, 8) and y.dtype == getattr(torch, dtype)
     for (name, grad), t in zip(grads.items(), make_call(spec, lead, 0).named().values(), strict=True):
@@ -281,10 +285,15 @@ def test_deep_net_is_its_layers() -> None:
 
 def test_guards_see_what_they_should() -> None:
     """The guards themselves: a write beyond an allocation, and an element that is never written."""
-    with pytest.raises(AssertionError, match="1 elements written after a tensor of 6"), support.guarded_allocations():
-        t = torch.ones(1).new_empty((2, 3))
-        assert t.isnan().all()
-        torch.as_strided(t, (1,), (1,), t.storage_offset() + 6).fill_(0.0)
+
+    def write_beyond() -> None:
+        with support.guarded_allocations():
+            t = torch.ones(1).new_empty((2, 3))
+            assert t.isnan().all()
+            torch.as_strided(t, (1,), (1,), t.storage_offset() + 6).fill_(0.0)
+
+    with pytest.raises(AssertionError, match="1 elements written after a tensor of 6"):
+        write_beyond()
     view = place(torch.arange(6.0).reshape(2, 3), "strided")
     assert view.tolist() == [[0, 1, 2], [3, 4, 5]] and view.stride() == (7, 2)
     assert view._base is not None and int((~view._base.isnan()).sum()) == 6

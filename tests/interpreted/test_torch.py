@@ -403,8 +403,7 @@ def test_compiled_func_grad_is_never_silently_zero(backend: str) -> None:
     wanted = grad(call.x)
     try:
         found = torch.compile(grad, backend=backend)(call.x)
-    except Exception as error:  # whatever dynamo wraps it in, it says that a gradient would be lost, or cannot be traced
-        assert str(error)
+    except Exception:  # in whatever dynamo wraps it: it is loud
         return
     assert wanted.any()
     torch.testing.assert_close(found, wanted)
@@ -475,7 +474,7 @@ def test_checkpoint(use_reentrant: bool) -> None:
 
 
 def test_selective_checkpoint_sees_the_op() -> None:
-    from torch.utils.checkpoint import create_selective_checkpoint_contexts
+    from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
     layer = layer_of(GATED)
     x = torch.randn(5, 24, requires_grad=True)
@@ -486,7 +485,7 @@ def test_selective_checkpoint_sees_the_op() -> None:
 
     def policy(ctx: object, op: object, *args: object, **kwargs: object) -> object:
         seen.append(op)
-        return torch.utils.checkpoint.CheckpointPolicy.MUST_SAVE if op in ops.OPS else torch.utils.checkpoint.CheckpointPolicy.PREFER_RECOMPUTE
+        return CheckpointPolicy.MUST_SAVE if op in ops.OPS else CheckpointPolicy.PREFER_RECOMPUTE
 
     y = checkpoint(layer, x, use_reentrant=False, context_fn=lambda: create_selective_checkpoint_contexts(policy))
     y.square().sum().backward()
