@@ -79,9 +79,9 @@ def candidates(spec: MLPSpec, m: int, train: bool) -> dict[str, Callable[[], Any
 
 def measure(spec: MLPSpec, m: int, train: bool, span: float, rounds: int) -> dict[str, Any]:
     calls = candidates(spec, m, train)
-    for call in calls.values():
+    for call in calls.values():  # compile, then heat up: the first seconds run at clocks that do not last
         call()
-    torch.cuda.synchronize()
+        stretch(call, 2 * span)
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):

@@ -1,0 +1,33 @@
+"""README.md's numbers are those of the committed result files, and its code runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["forward-h200", "training-h200"])
+def test_tables_are_those_of_the_result_files(name: str) -> None:
+    spec = importlib.util.spec_from_file_location("table", ROOT / "benchmarks" / "table.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.table(ROOT / "benchmarks" / "results" / f"{name}.json") in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_quickstart_runs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"## Quickstart\n\n```python\n(.*?)```", text, re.S)
+    assert code is not None and len(code[1].strip().splitlines()) <= 9
+    exec(compile(code[1], "README.md", "exec"), {})
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
