@@ -1,4 +1,7 @@
-"""The table of a result file, in Markdown, as README.md holds it: python benchmarks/table.py benchmarks/results/forward-h200.json"""
+"""The table of a result file, in Markdown, as README.md holds it.
+
+    python benchmarks/table.py benchmarks/results/forward-h200.json
+"""
 
 from __future__ import annotations
 
