@@ -118,11 +118,6 @@ class Module:
     def kernel(self, role: str, path: str) -> Kernel:
         return next(k for k in self.kernels if (k.role, k.path) == (role, path))
 
-    @property
-    def strips(self) -> int:
-        """In how many strips of columns the gradient of an activation is finished."""
-        return _strips(self.plan)
-
     def halves(self, role: str) -> bool:
         """Whether a forward kernel finishes its accumulator in two halves: all but bare products."""
         return _halves(self.plan, role)
@@ -311,8 +306,8 @@ def _halves(plan: Plan, role: str) -> bool:
     return plan.bias or bool(plan.epilogue.entries)
 
 
-def _strips(plan: Plan) -> int:
-    return 8 if plan.gated else 4
+_STRIPS = 8
+"""In how many strips of columns the gradient of an activation is finished: with 4, gated and mish gradients spill."""
 
 
 def _forward_args(plan: Plan, path: str, hidden: bool, operands: Sequence[OperandView]) -> tuple[Arg, ...]:
@@ -348,7 +343,7 @@ def _epilogue_grad_args(plan: Plan, operands: Sequence[OperandView]) -> tuple[Ar
 
 
 def _hidden_grad_args(plan: Plan, path: str) -> tuple[Arg, ...]:
-    out = ("BLOCK_M", f"BLOCK_N // {_strips(plan)}")
+    out = ("BLOCK_M", f"BLOCK_N // {_STRIPS}")
     args = _tensor(plan, path, "grad", ("BLOCK_M", "BLOCK_K"), "mk") + _weights(plan, path, 1, reduce_rows=True)
     args += _tensor(plan, path, "preact", ("1", *out), "pmn")
     args += _tensor(plan, path, "preact_grad", ("1", *out), "pmn")
