@@ -1,6 +1,6 @@
 """The table of a result file, in Markdown, as README.md holds it.
 
-    python benchmarks/table.py benchmarks/results/forward-h200.json
+python benchmarks/table.py benchmarks/results/forward-h200.json
 """
 
 from __future__ import annotations

@@ -10,13 +10,15 @@ from functools import cache
 from typing import Any
 
 import torch
+from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from mlpdsl.backends import interpreting
 from mlpdsl.codegen.plan import Config
 
 __all__ = [
     "POINTWISE", "Launch", "describe", "describe_pair", "describe_planes", "distance", "empty_like", "fits_pair", "fits_tma",
-    "programs", "second_first", "tiles",
+    "programs", "run", "second_first", "tiles",
 ]  # fmt: skip
 
 POINTWISE: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
@@ -63,6 +65,8 @@ def fits_tma(*tensors: torch.Tensor) -> bool:
 def _strides(t: torch.Tensor) -> list[int]:
     """The strides, but those of dimensions of size 1, which torch leaves arbitrary, as in a contiguous tensor."""
     strides = list(t.stride())
+    if 1 not in t.shape:
+        return strides
     for i in range(t.dim() - 2, -1, -1):
         if t.shape[i] == 1:
             inner = strides[i + 1] * t.shape[i + 1]
@@ -70,14 +74,21 @@ def _strides(t: torch.Tensor) -> list[int]:
     return strides
 
 
+def _descriptor(base: torch.Tensor, shape: list[int], strides: list[int], block: list[int]) -> TensorDescriptor:
+    """A descriptor of what `fits_tma` passed. Its constructor would check the same again, at 3 us a descriptor."""
+    descriptor = TensorDescriptor.__new__(TensorDescriptor)
+    descriptor.base, descriptor.shape, descriptor.strides, descriptor.block_shape = base, shape, strides, block
+    return descriptor
+
+
 def describe(t: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
     """A host descriptor of a matrix, in tiles of (rows, columns)."""
-    return TensorDescriptor(t, list(t.shape), _strides(t), [rows, columns])
+    return _descriptor(t, list(t.shape), _strides(t), [rows, columns])
 
 
 def describe_planes(t: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
     """A host descriptor of (planes, M, N), in tiles of one plane's (rows, columns)."""
-    return TensorDescriptor(t, list(t.shape), _strides(t), [1, rows, columns])
+    return _descriptor(t, list(t.shape), _strides(t), [1, rows, columns])
 
 
 def second_first(first: torch.Tensor, second: torch.Tensor) -> int:
@@ -92,7 +103,7 @@ def describe_pair(first: torch.Tensor, second: torch.Tensor, planes: int, rows: 
     """
     low, high = (second, first) if second_first(first, second) else (first, second)
     apart = (high.data_ptr() - low.data_ptr()) // low.element_size()
-    return TensorDescriptor(low, [2, *low.shape], [apart, *_strides(low)], [planes, rows, columns])
+    return _descriptor(low, [2, *low.shape], [apart, *_strides(low)], [planes, rows, columns])
 
 
 def distance(first: torch.Tensor, second: torch.Tensor) -> int:
@@ -141,6 +152,45 @@ def _processors(device: torch.device) -> int:
 def programs(t: torch.Tensor, config: Launch, tiles: int) -> int:
     """How many persistent programs walk the tiles: as many as are resident (3 when interpreting, so that they do walk)."""
     return min(tiles, config.residency * _processors(t.device))
+
+
+_DIRECT = not interpreting() and torch.version.hip is None
+"""Whether kernels compiled once are launched without Triton's binding of arguments. (For HIP it looks at more than `run` does.)"""
+
+_compiled: dict[tuple[Any, ...], Any] = {}
+
+
+def run(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], *args: Any) -> None:
+    """`kernel[grid](*args, **options)`, on the current device and stream.
+
+    Triton chooses among compiled variants by the alignment and type of pointers and by properties of integers; that takes it
+    20 us a launch. Here the variant is remembered by those of the pointers and by the integers themselves, which decide more.
+    Descriptors decide nothing: their type is the spec's, and their tiles are among the integers.
+    """
+    if not _DIRECT:
+        kernel[grid](*args, **options)
+        return
+    device = torch.cuda.current_device()
+    variant: list[Any] = [id(kernel), device, options["num_warps"], options.get("num_stages")]
+    for arg in args:
+        kind = type(arg)
+        if kind is int or kind is bool:
+            variant.append(arg)
+        elif kind is not TensorDescriptor:
+            variant.append((arg.dtype, arg.data_ptr() % _GRANULE))
+    key = tuple(variant)
+    compiled = _compiled.get(key)
+    if compiled is None:
+        if len(_compiled) >= 4096:  # a server that sees every batch size there is
+            _compiled.clear()
+        _compiled[key] = kernel[grid](*args, **options)
+        return
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    hooks = knobs.runtime
+    compiled.run(
+        grid[0], grid[1] if len(grid) > 1 else 1, 1, stream, compiled.function, compiled.packed_metadata,
+        compiled.launch_metadata(grid, stream, *args), hooks.launch_enter_hook, hooks.launch_exit_hook, *args,
+    )  # fmt: skip
 
 
 def empty_like(t: torch.Tensor) -> torch.Tensor:
