@@ -99,10 +99,20 @@ class Plan:
         return bool(self.linears[0].biases)
 
     @property
+    def tma_reasons(self) -> list[str]:
+        """Why no kernels on tensor descriptors are printed: they want 16-bit types and rows of whole 16 bytes. Empty where they are."""
+        reasons = [] if self.target.has_tma else [f"{self.target.name} has no tensor memory accelerator"]
+        if self.dtype == "float32":
+            reasons.append("float32 takes masked loads")
+        widths = sorted({w for linear in self.linears for w in (linear.width_in, linear.width_out) if w % 8})
+        if widths:
+            reasons.append(f"widths that are no multiple of 8: {', '.join(map(str, widths[:8]))}")
+        return reasons
+
+    @property
     def uses_tma(self) -> bool:
-        """Whether kernels on tensor descriptors are printed beside the masked ones: 16-bit types, rows of whole 16 bytes."""
-        widths = {w for linear in self.linears for w in (linear.width_in, linear.width_out)}
-        return self.target.has_tma and self.dtype != "float32" and all(w % 8 == 0 for w in widths)
+        """Whether kernels on tensor descriptors are printed beside the masked ones."""
+        return not self.tma_reasons
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Any
 
 import jinja2
 
+import mlpdsl.spec
+
 _ROOT = Path(__file__).resolve().parent
 _TEMPLATES = Path(__file__).parent.parent / "templates"
 
@@ -45,6 +47,9 @@ def generator_hash() -> str:
 
 def _sources() -> Iterable[tuple[str, bytes]]:
     keep: Callable[[Path], bool] = lambda p: p.suffix in (".py", ".json", ".jinja")  # noqa: E731
+    ground = Path(mlpdsl.spec.__file__).parent  # names and widths that the text shows are decided there
+    for name in ("spec.py", "names.py", "target.py"):
+        yield f"mlpdsl/{name}", (ground / name).read_bytes()
     for label, root in (("codegen", _ROOT), ("templates", _TEMPLATES.resolve())):
         for path in root.rglob("*"):
             if keep(path):

@@ -30,7 +30,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mlpdsl
-from mlpdsl.backends import choose_backend, requested_backend
 
 SENTENCES = """\
 A kernel is a function that runs on every processor of the machine at once.
@@ -157,7 +156,7 @@ def timed(function: Callable[[], Tensor]) -> tuple[Tensor, float]:
 
 def backend_of(device: torch.device) -> str:
     """What runs the MLPs, in words."""
-    name = choose_backend(requested_backend(None), device.type)
+    name = mlpdsl.compile(mlpdsl.MLPSpec(dims=(384, 1536, 384), activation="gelu", bias=True)).backend_for(device)
     if name == "eager":
         return "eager (PyTorch's own operations)"
     return f"{name} (generated kernels{', interpreted' if device.type == 'cpu' else ''})"

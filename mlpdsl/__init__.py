@@ -17,6 +17,7 @@ from mlpdsl.version import __version__
 if TYPE_CHECKING:
     from mlpdsl.compiled import compile, warmup
     from mlpdsl.eager import reference
+    from mlpdsl.epilogues import epilogue
     from mlpdsl.errors import MLPError, ShapeError, SpecError, UnsupportedError
     from mlpdsl.explanation import Explanation, explain
     from mlpdsl.fusing import fuse, unfuse
@@ -29,6 +30,7 @@ _WHERE = {
     "compile": "compiled",
     "reference": "eager",
     "MLP": "module",
+    "epilogue": "epilogues",
     "fuse": "fusing",
     "unfuse": "fusing",
     "explain": "explanation",
@@ -44,7 +46,7 @@ _WHERE = {
 
 __all__ = [
     "MLP", "Explanation", "Generated", "MLPError", "MLPSpec", "ShapeError", "SpecError", "UnsupportedError", "__version__",
-    "compile", "explain", "fuse", "generate", "reference", "unfuse", "warmup",
+    "compile", "epilogue", "explain", "fuse", "generate", "reference", "unfuse", "warmup",
 ]  # fmt: skip
 
 

@@ -130,14 +130,31 @@ def requested_backend(argument: str | None) -> str | None:
     return backend_named(variable, f"environment variable {VARIABLE}").name if variable else None
 
 
-@functools.cache
-def _choose(requested: str | None, device: str, interpreted: bool) -> str:
-    if requested is not None:
-        reasons = BACKENDS[requested].runs_on(device)
-        if reasons:
-            raise UnsupportedError(f"backend {requested!r} cannot run on {device}", reasons)
-        return requested
+def _triton_reasons(device: str, spec_json: str) -> list[str]:
+    """Why the Triton backend cannot run a spec on a type of device: what is missing here, then what the architecture lacks."""
+    from mlpdsl.codegen.lower import lower
+    from mlpdsl.dispatch import target_of
+    from mlpdsl.spec import MLPSpec
+
     reasons = BACKENDS["triton"].runs_on(device)
+    if reasons:
+        return reasons
+    import torch
+
+    try:
+        target = target_of(torch.device(device))
+    except UnsupportedError as error:
+        return list(error.reasons)
+    return BACKENDS["triton"].supports(lower(MLPSpec.from_json(spec_json), target), target)
+
+
+@functools.lru_cache(maxsize=4096)
+def _choose(requested: str | None, device: str, spec_json: str, interpreted: bool) -> str:
+    if requested == "eager":
+        return requested
+    reasons = _triton_reasons(device, spec_json)
+    if requested is not None and reasons:
+        raise UnsupportedError(f"backend {requested!r} cannot run on {device}", reasons)
     if not reasons:
         return "triton"
     level = logging.WARNING if device == "cuda" else logging.INFO
@@ -145,12 +162,12 @@ def _choose(requested: str | None, device: str, interpreted: bool) -> str:
     return "eager"
 
 
-def choose_backend(requested: str | None, device: str) -> str:
-    """The backend for tensors on a type of device. One chosen by hand runs or raises `UnsupportedError`; else Triton if it can.
+def choose_backend(requested: str | None, device: str, spec_json: str) -> str:
+    """The backend for a spec on a type of device. One chosen by hand runs or raises `UnsupportedError`; else Triton if it can.
 
     Falling back from a GPU is logged as a warning, from a CPU (where nobody expects kernels) as information, once each.
     """
-    return _choose(requested, device, interpreting())
+    return _choose(requested, device, spec_json, interpreting())
 
 
 # What torch.compiler.assume_constant_result sets, without the import of all of dynamo that it begins with.

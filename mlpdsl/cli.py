@@ -195,7 +195,7 @@ def _show_source(spec: MLPSpec, target: str | None, kernel: str | None) -> int:
 
     made = generate(spec, target=target)
     text = made.text if kernel is None else function_source(made.text, kernel)
-    click.echo(f"mlpdsl: {made.path}{'' if made.path.exists() else ' (could not be written)'}", err=True)
+    click.echo(f"mlpdsl: {made.path}{'' if os.path.exists(made.path) else ' (could not be written)'}", err=True)
     if not (sys.stdout.isatty() and _highlight(text)):
         click.echo(text.encode(), nl=False)
     return 0
@@ -276,6 +276,9 @@ def main(args: Sequence[str] | None = None) -> int:
         # Whoever read has had enough (`| head`). What Python would still flush at exit must go somewhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _mistake(f"the output could not be written: {error.strerror or error}")
 
 
 _NEEDED = ("jinja2", "torch", "triton")

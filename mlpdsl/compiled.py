@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,12 +10,14 @@ from torch import Tensor
 
 from mlpdsl import source
 from mlpdsl.autograd import run
-from mlpdsl.backends import choose_backend, requested_backend
+from mlpdsl.backends import BACKENDS, choose_backend, requested_backend
 from mlpdsl.checks import Signature, torch_dtype
+from mlpdsl.codegen.lower import lower
 from mlpdsl.dispatch import plan_of
 from mlpdsl.eager import evaluate
 from mlpdsl.errors import ShapeError, SpecError, UnsupportedError, describe
-from mlpdsl.spec import MLPSpec, check_spec
+from mlpdsl.names import DTYPES
+from mlpdsl.spec import MLPSpec, check_rows, check_spec
 from mlpdsl.target import detect
 
 __all__ = ["CompiledMLP", "compile"]
@@ -31,30 +34,36 @@ class CompiledMLP:
     `ShapeError` before anything is launched, `UnsupportedError` where the chosen backend cannot run.
     """
 
-    def __init__(self, spec: MLPSpec, backend: str | None) -> None:
+    def __init__(self, spec: MLPSpec, backend: str | None, asked: str | None = None, of: CompiledMLP | None = None) -> None:
         self.spec = spec
         self.backend = backend
         # All of this is worked out here, so that a call, and torch.compile's trace of it, only reads attributes.
         self._json = spec.to_json()
         self._signature = Signature(spec)
         self._kinds = tuple(spec.operands())
-        self._same_as = plan_of(self._json).epilogue.same_as
-        self._variants: dict[torch.dtype, CompiledMLP] = {torch_dtype(spec.dtype): self}
+        self._same_as: tuple[str, ...] = plan_of(self._json).epilogue.same_as if of is None else of._same_as
+        self._asked = asked
+        self._variants: dict[torch.dtype, CompiledMLP] = {torch_dtype(spec.dtype): self} if of is None else of._variants
+        if of is None:
+            for name in DTYPES:
+                if name != spec.dtype:
+                    precision = spec.precision if name == "float32" else "ieee"
+                    self._variants[torch_dtype(name)] = CompiledMLP(spec.replace(dtype=name, precision=precision), backend, of=self)
 
     def __call__(self, x: Tensor, *params: Tensor, **operands: Tensor) -> Tensor:
-        if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+        if isinstance(x, Tensor) and x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             return self._autocast(x, params, operands)
         return self._run(x, params, operands)
 
     def _run(self, x: Tensor, params: tuple[Tensor, ...], operands: dict[str, Tensor]) -> Tensor:
         self._signature.check(x, params, operands)
-        if choose_backend(self.backend, x.device.type) == "eager":
+        if choose_backend(self.backend, x.device.type, self._json) == "eager":
             return evaluate(self.spec, x, params, operands)
         return run(self._json, self._same_as, x, params, [operands[name] for name in self._kinds])
 
     def backend_for(self, device: torch.device | str) -> str:
         """Which backend a call with tensors on `device` runs: "triton" or "eager". Raises `UnsupportedError` where none can."""
-        return choose_backend(self.backend, torch.device(device).type)
+        return choose_backend(self.backend, torch.device(device).type, self._json)
 
     def _autocast(self, x: Tensor, params: tuple[Tensor, ...], operands: dict[str, Tensor]) -> Tensor:
         """Cast, then run the variant of autocast's dtype with autocast off, so that nothing is cast twice."""
@@ -65,17 +74,15 @@ class CompiledMLP:
             return self.with_dtype(dtype)._run(cast[0], tuple(cast[1:]), {k: _cast(v, dtype) for k, v in operands.items()})
 
     def with_dtype(self, dtype: torch.dtype) -> CompiledMLP:
-        """The same MLP in another dtype (float32, float16 or bfloat16). Raises `SpecError` for any other."""
+        """The same MLP in another dtype (float32, float16 or bfloat16). Raises `ShapeError` for any other."""
         found = self._variants.get(dtype)
         if found is None:
-            precision = self.spec.precision if dtype == torch.float32 else "ieee"
-            variant = CompiledMLP(self.spec.replace(dtype=dtype, precision=precision), self.backend)
-            variant._variants = self._variants
-            found = self._variants[dtype] = variant
+            allowed = ", ".join(str(d) for d in self._variants)
+            raise ShapeError(describe("dtype", dtype, allowed, "Cast the module or the tensors, for example layer.float()."))
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self.spec, self.backend)
+        return _restore, (self.spec, self._asked)
 
     def __repr__(self) -> str:
         chosen = f", backend={self.backend!r}" if self.backend else ""
@@ -104,13 +111,14 @@ def compile(spec: MLPSpec, *, save: str = "preact", batch_invariant: bool = Fals
     chosen = requested_backend(backend)
     if chosen != "eager":
         target = detect()
-        if target is not None:
+        # Where the target cannot do it, a backend asked for by hand says so here; else the first call logs it and runs eager.
+        if target is not None and (chosen == "triton" or not BACKENDS["triton"].supports(lower(spec, target), target)):
             source.ensure(spec, target, "triton")
-    return CompiledMLP(spec, chosen)
+    return CompiledMLP(spec, chosen, backend)
 
 
 def _check_options(save: object, batch_invariant: object) -> None:
-    if save not in ("preact", "input", "all"):
+    if type(save) is not str or save not in ("preact", "input", "all"):
         raise SpecError(describe("save", save, "'preact', 'input', 'all'", "Leave it out to keep the preactivations."))
     if type(batch_invariant) is not bool:
         raise SpecError(describe("batch_invariant", batch_invariant, "True or False", "Leave it out for False."))
@@ -123,19 +131,23 @@ def _check_options(save: object, batch_invariant: object) -> None:
         raise UnsupportedError("mlpdsl.compile: valid options that this release does not have", reasons)
 
 
-def warmup(spec: MLPSpec, m: tuple[int, ...] = (1,), backward: bool = False, device: Any = None) -> None:
-    """Run `spec` once for each number of rows in `m` on random data, so that no later call compiles.
+def warmup(spec: MLPSpec, m: int | Iterable[int] = (1,), backward: bool = False, device: Any = None) -> None:
+    """Run `spec` once for each number of rows in `m` (or for the one) on random data, so that no later call compiles.
 
     `device` defaults to the current GPU. With `backward`, also forward with saving and every gradient.
     Raises `SpecError`, `ShapeError` for an m below 0, `UnsupportedError` where no GPU kernel can run.
     """
+    check_spec(spec)
+    given = list(m) if isinstance(m, Iterable) and not isinstance(m, (str, bytes)) else [m]
+    counts = [check_rows(rows) for rows in given]
     mlp = compile(spec, backend="triton")
-    device = torch.device("cuda" if device is None and torch.cuda.is_available() else device or "cpu")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda", device) if type(device) is int else torch.device(device)
+    mlp.backend_for(device)
     make = {"dtype": torch_dtype(spec.dtype), "device": device, "requires_grad": backward}
     params = [torch.randn(shape, **make) for shape in spec.parameter_shapes().values()]
-    for rows in m:
-        if type(rows) is not int or rows < 0:
-            raise ShapeError(describe("m", rows, "numbers of rows, 0 or more", "Pass a tuple of integers."))
+    for rows in counts:
         shapes = {"tile": (rows, spec.d_out), "column": (spec.d_out,), "scalar": ()}
         operands = {name: torch.randn(shapes[kind], **make) for name, kind in spec.operands().items()}
         x = torch.randn(rows, spec.d_in, **make)

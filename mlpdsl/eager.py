@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -26,31 +27,48 @@ def _activation(name: str) -> Callable[[Tensor], Tensor]:
     return definitions()[name]
 
 
+def _runs_tf32() -> bool:
+    """Whether torch's global flags say that float32 products on CUDA are TF32 now.
+
+    Not asked through allow_tf32: torch refuses to read that flag once a program has set the newer one. "none" inherits.
+    """
+    word = torch.backends.cuda.matmul.fp32_precision
+    everywhere: str = getattr(torch.backends, "fp32_precision", "none")
+    return bool((everywhere if word == "none" else word) == "tf32")
+
+
+_runs_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+# Re-entrant, and held while the flag differs: it is one for the whole process, and autograd has threads of its own.
+_flag = threading.RLock()
+
+
 @contextmanager
 def _matmul_precision(tf32: bool) -> Iterator[None]:
     """float32 products on CUDA in float32, or in TF32, whatever torch's global flag says; the flag is put back."""
-    # Not allow_tf32: torch refuses to read that flag once a program has set this newer one.
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = _word(tf32)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
-
-
-def _word(tf32: bool) -> str:
-    return "tf32" if tf32 else "ieee"
+    with _flag:
+        before = torch.backends.cuda.matmul.fp32_precision
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.fp32_precision = before
 
 
 class _PreciseLinear(torch.autograd.Function):
     """F.linear whose three products, forward and backward, keep the spec's precision."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.tf32 = tf32
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool) -> Tensor:
         with _matmul_precision(tf32):
             return F.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.tf32 = inputs
+        ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -65,7 +83,7 @@ class _PreciseLinear(torch.autograd.Function):
 def _linear(spec: MLPSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # tf32x3 has no counterpart in eager PyTorch: full float32 is the more exact way to do it.
     tf32 = spec.precision == "tf32"
-    if spec.dtype == "float32" and x.is_cuda and torch.backends.cuda.matmul.fp32_precision != _word(tf32):
+    if spec.dtype == "float32" and x.is_cuda and _runs_tf32() != tf32:
         result: Tensor = _PreciseLinear.apply(x, weight, bias, tf32)  # type: ignore[no-untyped-call]
         return result
     return F.linear(x, weight, bias)
@@ -88,7 +106,8 @@ def evaluate(spec: MLPSpec, x: Tensor, params: tuple[Tensor, ...], operands: dic
         if name == "residual":
             y = y + operands[name]
         elif name in EPILOGUE_OPERANDS:
-            y = y * operands[name].to(y.dtype)
+            by = operands[name].to(y.dtype)
+            y = y * (by.reshape(()) if EPILOGUE_OPERANDS[name] == "scalar" else by)
         else:
             y = _activation(name)(y)
     return y

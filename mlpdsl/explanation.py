@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mlpdsl.backends import BACKENDS
 from mlpdsl.codegen.config import choose
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, Plan
 from mlpdsl.errors import ShapeError, describe
-from mlpdsl.spec import MLPSpec, check_spec
+from mlpdsl.spec import MLPSpec, check_rows, check_spec
 from mlpdsl.target import Target, detect, parse_target
 
 __all__ = ["Explanation", "configs", "explain"]
@@ -68,11 +69,16 @@ def explain(spec: MLPSpec, m: int, target: str | Target | None = None) -> Explan
     from mlpdsl.source import DEFAULT_TARGET
 
     check_spec(spec)
-    if type(m) is not int or m < 1:
+    rows = check_rows(m)
+    if rows < 1:
         raise ShapeError(describe("m", m, "an integer, 1 or more", "Pass the number of rows of x."))
     chosen = parse_target(target) if target is not None else detect() or parse_target(DEFAULT_TARGET)
     plan = lower(spec, chosen)
-    return Explanation(spec, m, chosen.name, "two_stage", configs(spec, m, chosen), "heuristic", _rejected(plan))
+    reasons = BACKENDS["triton"].supports(plan, chosen)
+    if reasons:
+        rejected = {"two_stage": tuple(reasons), **_rejected(plan)}
+        return Explanation(spec, rows, chosen.name, "eager", {}, "none", rejected)
+    return Explanation(spec, rows, chosen.name, "two_stage", configs(spec, rows, chosen), "heuristic", _rejected(plan))
 
 
 def _rejected(plan: Plan) -> dict[str, tuple[str, ...]]:

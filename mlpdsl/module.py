@@ -48,10 +48,17 @@ class MLP(nn.Module):
         params: list[Tensor] = []
         for name in self._linears:
             linear = self.get_submodule(name)
-            if not isinstance(linear, nn.Linear):
+            if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
                 raise UnsupportedError(
-                    f"{name} is now a {type(linear).__name__}; mlpdsl.MLP runs only nn.Linear children's weights"
+                    f"{name} is now a {type(linear).__name__}; mlpdsl.MLP reads weights, and would skip its forward"
                 )
+            if linear._forward_hooks or linear._forward_pre_hooks:
+                raise UnsupportedError(
+                    f"{name} has forward hooks; mlpdsl.MLP reads weights, and would skip them. Hook the MLP itself."
+                )
+            if (linear.bias is not None) != self.spec.bias:
+                has = "a bias" if linear.bias is not None else "no bias"
+                raise UnsupportedError(f"{name} has {has}, and the spec says bias={self.spec.bias}; declare a spec that fits")
             params.append(linear.weight)
             if self.spec.bias:
                 params.append(linear.bias)

@@ -6,7 +6,10 @@ define and impl, which cost a third of a `custom_op`; autograd stands outside, i
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mlpdsl.dispatch import plan_of, runner
+from mlpdsl.errors import ShapeError
 
 __all__ = ["OPS", "backward", "forward"]
 
@@ -25,16 +29,21 @@ _library.define(
 
 
 def _on_device(t: Tensor) -> Any:
-    """The context in which kernels for t are launched: its device is the current one."""
-    return torch.cuda.device(t.device) if t.is_cuda else _NOTHING
+    """The context in which kernels for t are launched: its device is the current one. Interpreted kernels run one at a time."""
+    return torch.cuda.device(t.device) if t.is_cuda else _interpreter
 
 
-class _Nothing:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
+# Triton's interpreter keeps the position in the grid in a global, so threads must take turns. A forked child starts anew.
+_interpreter = threading.RLock()
 
 
-_NOTHING = _Nothing()
+def _new_lock() -> None:
+    global _interpreter
+    _interpreter = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 def _alike(spec: str, parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -58,9 +67,30 @@ def _flat_operands(spec: str, operands: Sequence[Tensor]) -> list[Tensor]:
     return [_flat(o) if kind == "tile" else o.reshape(-1).contiguous() for o, kind in zip(operands, kinds, strict=True)]
 
 
+def _check_shapes(x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Tensor], spec: str) -> None:
+    """What keeps a kernel inside its tensors, for those who call the operator itself; `compile` has checked more, and said more."""
+    shapes = _shapes_of(spec)
+    if x.shape[-1:] != shapes[0][:1] or [p.shape for p in parameters] != shapes[1] or len(operands) != shapes[2]:
+        got = [tuple(t.shape) for t in (x, *parameters)]
+        raise ShapeError(
+            f"mlpdsl::forward: got x and parameters of shapes {got}, and {len(operands)} operands; not those of {spec}"
+        )
+
+
+@functools.lru_cache(maxsize=4096)
+def _shapes_of(spec: str) -> tuple[torch.Size, list[torch.Size], int]:
+    linears = plan_of(spec).linears
+    shapes: dict[int, torch.Size] = {}
+    for linear in linears:
+        shapes.update((i, torch.Size((linear.width_out, linear.width_in))) for i in linear.weights)
+        shapes.update((i, torch.Size((linear.width_out,))) for i in linear.biases)
+    return torch.Size((linears[0].width_in,)), [shapes[i] for i in sorted(shapes)], len(plan_of(spec).epilogue.operands)
+
+
 def _forward(x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Tensor], spec: str, save: bool) -> list[Tensor]:
     if x.numel() == 0:
         return _forward_fake(x, parameters, operands, spec, save)  # no rows: every result is empty
+    _check_shapes(x, parameters, operands, spec)
     run = runner(spec, x.device)
     with _on_device(x):
         results: list[Tensor] = run.module.forward(
@@ -148,14 +178,29 @@ for _key in ("CPU", "CUDA"):
     _library.impl("backward", _untraced(_backward), _key)
 
 
-def _forward_recorded(x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Tensor], spec: str, save: bool) -> list[Tensor]:
-    """Autograd stands outside the operator: called where a gradient would be recorded, it raises rather than lose it."""
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters, *operands)):
+class _Unrecorded(torch.autograd.Function):
+    """The operator's result where a gradient would be recorded: as it is, and an error if the gradient is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, *depends_on: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         raise RuntimeError(
-            "mlpdsl::forward records no gradient of its own. Call mlpdsl.compile(spec), which does, or use torch.no_grad()."
+            "mlpdsl::forward, which an exported program calls, records no gradient. "
+            "Train through mlpdsl.compile(spec) or mlpdsl.MLP."
         )
+
+
+def _forward_recorded(x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Tensor], spec: str, save: bool) -> list[Tensor]:
+    """Autograd stands outside the operator: called where a gradient would be recorded, it must not lose it without a word."""
     with torch._C._AutoDispatchBelowAutograd():
         results: list[Tensor] = forward(x, parameters, operands, spec, save)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        depends_on = [t for t in (x, *parameters, *operands) if t.requires_grad]
+        if depends_on:
+            results[0] = _Unrecorded.apply(results[0], *depends_on)  # type: ignore[no-untyped-call]
     return results
 
 

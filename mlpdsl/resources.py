@@ -71,7 +71,9 @@ def resources(
         raise UnsupportedError("Triton interprets kernels in this process (TRITON_INTERPRET=1) and cannot compile them: unset it")
     chosen = parse_target(target) if target is not None else detect() or parse_target(DEFAULT_TARGET)
     plan = lower(spec, chosen)
-    if path is None or not plan.uses_tma:
+    if path == "tma" and not plan.uses_tma:
+        raise UnsupportedError(f"path 'tma' is not printed for {spec.short_name} on {chosen.name}", plan.tma_reasons)
+    if path is None:
         path = "tma" if plan.uses_tma else "masked"
     from mlpdsl.backends import BACKENDS
 

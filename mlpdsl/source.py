@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlpdsl.cache import SourceCache, digest
 from mlpdsl.errors import UnsupportedError
-from mlpdsl.spec import MLPSpec, check_spec
+from mlpdsl.spec import MLPSpec, check_rows, check_spec
 from mlpdsl.target import Target, detect, parse_target
 from mlpdsl.version import __version__
 
@@ -88,17 +88,19 @@ def generate(spec: MLPSpec, target: str | Target | None = None, m: int | None = 
     """Write the source for `spec` without running it; needs no GPU, only jinja2.
 
     `target` is an architecture ("sm_90", "gfx942"; default: this machine's, else sm_90). With `m`, the number of rows, the
-    result also has `configs.json`: the tile sizes each kernel would get. Raises `SpecError`, `UnsupportedError`.
+    result also has `configs.json`: the tile sizes each kernel would get. Raises `SpecError`,
+    `ShapeError` for a bad m, `UnsupportedError`.
     """
 
     check_spec(spec)
     chosen = parse_target(target) if target is not None else detect() or parse_target(DEFAULT_TARGET)
+    rows = None if m is None else check_rows(m)
     key, text, path = publish(spec, chosen, backend)
     files = {"kernel.py": text}
-    if m is not None:
+    if rows is not None:
         import json
 
         from mlpdsl.explanation import configs
 
-        files["configs.json"] = json.dumps({k: c.to_dict() for k, c in configs(spec, m, chosen).items()}, indent=1) + "\n"
+        files["configs.json"] = json.dumps({k: c.to_dict() for k, c in configs(spec, rows, chosen).items()}, indent=1) + "\n"
     return Generated(files, key, path)

@@ -24,7 +24,7 @@ from mlpdsl.names import (
     listed,
 )
 
-__all__ = ["SCHEMA_VERSION", "MLPSpec", "check_spec"]
+__all__ = ["SCHEMA_VERSION", "MLPSpec", "check_rows", "check_spec"]
 
 SCHEMA_VERSION = 1
 """The version of the JSON form that this release writes, and the newest that it reads."""
@@ -159,7 +159,7 @@ class MLPSpec:
         A multiply-add counts as two; gate and up count as two linears; bias, activation and epilogue do not count.
         Raises `ShapeError` where m is not an integer, 0 or more.
         """
-        return 2 * _rows(m) * sum(d_in * d_out for d_in, d_out in self._linears().values())
+        return 2 * check_rows(m) * sum(d_in * d_out for d_in, d_out in self._linears().values())
 
     def bytes_moved(self, m: int) -> int:
         """Bytes that an ideal fused forward moves on m rows: x, every parameter and operand read once, y written once.
@@ -167,7 +167,7 @@ class MLPSpec:
         itemsize·(m·(d_in + d_out) + parameters + operands), where a tile counts m·d_out elements, a column d_out and a
         scalar 1. Hidden tensors stay on chip and do not count. Raises `ShapeError` as `flops` does.
         """
-        rows = _rows(m)
+        rows = check_rows(m)
         weights = sum(d_out * (d_in + self.bias) for d_in, d_out in self._linears().values())
         sizes = {"tile": rows * self.d_out, "column": self.d_out, "scalar": 1}
         extra = sum(sizes[kind] for kind in self.operands().values())
@@ -262,7 +262,8 @@ def _integer(value: object) -> int | None:
         return None
 
 
-def _rows(m: object) -> int:
+def check_rows(m: object) -> int:
+    """m as an int, 0 or more. Raises `ShapeError`."""
     rows = _integer(m)
     if rows is None or rows < 0:
         raise ShapeError(describe("m", m, "an integer, 0 or more", "Pass the number of rows of x."))
