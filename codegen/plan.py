@@ -100,7 +100,7 @@ class Plan:
 
     @property
     def tma_reasons(self) -> list[str]:
-        """Why no kernels on tensor descriptors are printed, which want 16-bit types and rows of whole 16 bytes; empty if they are."""
+        """Why no kernels on tensor descriptors are printed: they want 16-bit types and rows of whole 16 bytes. Else empty."""
         reasons = [] if self.target.has_tma else [f"{self.target.name} has no tensor memory accelerator"]
         if self.dtype == "float32":
             reasons.append("float32 takes masked loads")
