@@ -12,8 +12,6 @@ from mlpdsl.target import Target
 
 from .plan import Config
 
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
 
 def _power_of_two(n: int, low: int, high: int) -> int:
     """The smallest power of two that holds n, between low and high."""

@@ -48,7 +48,9 @@ class CompiledMLP:
             for name in DTYPES:
                 if name != spec.dtype:
                     precision = spec.precision if name == "float32" else "ieee"
-                    self._variants[torch_dtype(name)] = CompiledMLP(spec.replace(dtype=name, precision=precision), backend, of=self)
+                    self._variants[torch_dtype(name)] = CompiledMLP(
+                        spec.replace(dtype=name, precision=precision), backend, asked, of=self
+                    )
 
     def __call__(self, x: Tensor, *params: Tensor, **operands: Tensor) -> Tensor:
         if isinstance(x, Tensor) and x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):

@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from mlpdsl.backends import BACKENDS
 from mlpdsl.codegen.config import choose
 from mlpdsl.codegen.lower import lower
-from mlpdsl.codegen.plan import Config, Plan
+from mlpdsl.codegen.plan import Config
 from mlpdsl.errors import ShapeError, describe
 from mlpdsl.spec import MLPSpec, check_rows, check_spec
 from mlpdsl.target import Target, detect, parse_target
 
 __all__ = ["Explanation", "configs", "explain"]
+
+
+_LATER = dict.fromkeys(("whole_network", "skinny", "single_launch", "library"), ("not in this release",))
+"""Strategies that are not built yet, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,6 @@ def explain(spec: MLPSpec, m: int, target: str | Target | None = None) -> Explan
     plan = lower(spec, chosen)
     reasons = BACKENDS["triton"].supports(plan, chosen)
     if reasons:
-        rejected = {"two_stage": tuple(reasons), **_rejected(plan)}
+        rejected = {"two_stage": tuple(reasons), **_LATER}
         return Explanation(spec, rows, chosen.name, "eager", {}, "none", rejected)
-    return Explanation(spec, rows, chosen.name, "two_stage", configs(spec, rows, chosen), "heuristic", _rejected(plan))
-
-
-def _rejected(plan: Plan) -> dict[str, tuple[str, ...]]:
-    later = ("not in this release",)
-    return {name: later for name in ("whole_network", "skinny", "single_launch", "library")}
+    return Explanation(spec, rows, chosen.name, "two_stage", configs(spec, rows, chosen), "heuristic", _LATER)
