@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 
+from mlpdsl.function import Function
 from mlpdsl.names import EPILOGUE_OPERANDS
 from mlpdsl.spec import MLPSpec
 from mlpdsl.target import Target
 
-from .expr.graph import Expr, const, substitute, symbol, symbols
+from .expr import formula, snippet
+from .expr.graph import Expr, const, handwritten, substitute, symbol, symbols
 from .expr.registered import activation
 from .plan import Epilogue, Hidden, Linear, Operand, Plan
 
@@ -44,33 +46,69 @@ def _linears(spec: MLPSpec) -> tuple[Linear, ...]:
     return tuple(stages)
 
 
+def _times(grad: Expr, by: Expr) -> Expr:
+    """The chain rule. A derivative that is 0 everywhere stays 0, whatever the gradient."""
+    return const(0.0) if by.is_const(0.0) else grad * by
+
+
+def expressions(function: Function) -> tuple[Expr, list[Expr]]:
+    """Value and derivative by each input of a user's function, over its inputs; hand-written text goes before the formulas."""
+    texts = dict(function.snippets).get("triton")
+    if texts:
+        inputs = [symbol(name) for name in function.inputs]
+        value, *partials = (handwritten(snippet.positional(text, function.inputs), inputs) for text in texts)
+    else:
+        value, *partials = (formula.parse(text, function.inputs) for text in (function.value, *function.partials))
+    return value, partials
+
+
+def text_of(function: Function) -> str:
+    """The formula for people, or what stands for it."""
+    return function.value or dict(function.snippets)["triton"][0]
+
+
 def _hidden(spec: MLPSpec) -> Hidden:
-    value, derivative = activation(spec.activation)
+    act = spec.activation
+    if isinstance(act, Function):
+        value, partials = expressions(act)
+        text, name = text_of(act), "a function of your own"
+        if len(act.inputs) == 2:
+            return Hidden(text, act.inputs, value, tuple(_times(_GRAD, p) for p in partials))
+        derivative = partials[0]
+    else:
+        value, derivative = activation(str(act))
+        text = name = f"{act}(x)"
     if not spec.gated:
-        return Hidden(f"{spec.activation}(x)", ("x",), value, (_GRAD * derivative,))
+        return Hidden(text, ("x",), value, (_times(_GRAD, derivative),))
     gate, up = {"x": symbol("gate")}, symbol("up")
-    act = substitute(value, gate)
-    return Hidden(
-        f"{spec.activation}(gate) * up", ("gate", "up"), act * up, (_GRAD * up * substitute(derivative, gate), _GRAD * act)
-    )
+    at_gate = substitute(value, gate)
+    text = f"{act}(gate) * up" if name == text else formula.to_text(at_gate * up)
+    by_gate = _times(_GRAD * up, substitute(derivative, gate))
+    return Hidden(text, ("gate", "up"), at_gate * up, (by_gate, _GRAD * at_gate))
 
 
-def _entry(name: str) -> tuple[Expr, Expr, Expr | None]:
-    """One epilogue entry over `tile` and its operand: value, d/d tile, d/d operand."""
+def _entry(entry: object) -> tuple[Expr, Expr, dict[str, Expr]]:
+    """One epilogue entry over `tile` and its operands: value, d/d tile, and d/d operand by name."""
+    if isinstance(entry, Function):
+        value, (by_tile, *others) = expressions(entry)
+        return value, by_tile, dict(zip(entry.inputs[1:], others, strict=True))
+    name = str(entry)
     if name == "residual":
-        return _TILE + symbol(name), const(1.0), const(1.0)
+        return _TILE + symbol(name), const(1.0), {name: const(1.0)}
     if name in EPILOGUE_OPERANDS:  # layer_scale and scale: a product
-        return _TILE * symbol(name), symbol(name), _TILE
+        return _TILE * symbol(name), symbol(name), {name: _TILE}
     value, derivative = (substitute(e, {"x": _TILE}) for e in activation(name))
-    return value, derivative, None
+    return value, derivative, {}
 
 
-def _entry_text(name: str, of: str) -> str:
-    if name == "residual":
-        return f"{of} + {name}"
-    if name in EPILOGUE_OPERANDS:
-        return f"({of}) * {name}" if " + " in of and not of.endswith(")") else f"{of} * {name}"
-    return f"{name}({of})"
+def _entry_text(entry: object, of: str) -> str:
+    if isinstance(entry, Function):
+        return f"function({', '.join([of, *entry.inputs[1:]])})"
+    if entry == "residual":
+        return f"{of} + {entry}"
+    if entry in EPILOGUE_OPERANDS:
+        return f"({of}) * {entry}" if " + " in of and not of.endswith(")") else f"{of} * {entry}"
+    return f"{entry}({of})"
 
 
 def _epilogue(spec: MLPSpec) -> Epilogue:
@@ -78,22 +116,22 @@ def _epilogue(spec: MLPSpec) -> Epilogue:
     value: Expr = _TILE
     text = "tile"
     steps = []
-    for name in spec.epilogue:
-        entry = _entry(name)
-        steps.append((name, value, entry))
+    for declared in spec.epilogue:
+        entry = _entry(declared)
+        steps.append((value, entry))
         value = substitute(entry[0], {"tile": value})
-        text = _entry_text(name, text)
+        text = _entry_text(declared, text)
     grad: Expr = _GRAD
     grads: dict[str, Expr] = {}
-    for name, before, (_, by_tile, by_operand) in reversed(steps):
-        if by_operand is not None:
-            grads[name] = grad * substitute(by_operand, {"tile": before})
-        grad = grad * substitute(by_tile, {"tile": before})
+    for before, (_, by_tile, by_operand) in reversed(steps):
+        for name, by in by_operand.items():
+            grads[name] = _times(grad, substitute(by, {"tile": before}))
+        grad = _times(grad, substitute(by_tile, {"tile": before}))
     operands = tuple(Operand(name, kind) for name, kind in spec.operands().items())
     operand_grads = tuple(grads[o.name] for o in operands)
     return Epilogue(
         text=text,
-        entries=spec.epilogue,
+        entries=tuple(f"fn{e.digest}" if isinstance(e, Function) else str(e) for e in spec.epilogue),
         operands=operands,
         value=value,
         tile_grad=grad,

@@ -17,20 +17,24 @@ from mlpdsl.version import __version__
 if TYPE_CHECKING:
     from mlpdsl.compiled import compile, warmup
     from mlpdsl.eager import reference
-    from mlpdsl.epilogues import epilogue
-    from mlpdsl.errors import MLPError, ShapeError, SpecError, UnsupportedError
+    from mlpdsl.errors import MLPError, ShapeError, SpecError, UnstableWarning, UnsupportedError
     from mlpdsl.explanation import Explanation, explain
+    from mlpdsl.function import Function
     from mlpdsl.fusing import fuse, unfuse
     from mlpdsl.module import MLP
     from mlpdsl.source import Generated, generate
     from mlpdsl.spec import MLPSpec
+    from mlpdsl.traced import activation, epilogue, register_activation
 
 _WHERE = {
     "MLPSpec": "spec",
     "compile": "compiled",
     "reference": "eager",
     "MLP": "module",
-    "epilogue": "epilogues",
+    "activation": "traced",
+    "epilogue": "traced",
+    "register_activation": "traced",
+    "Function": "function",
     "fuse": "fusing",
     "unfuse": "fusing",
     "explain": "explanation",
@@ -42,11 +46,13 @@ _WHERE = {
     "SpecError": "errors",
     "ShapeError": "errors",
     "UnsupportedError": "errors",
+    "UnstableWarning": "errors",
 }
 
 __all__ = [
-    "MLP", "Explanation", "Generated", "MLPError", "MLPSpec", "ShapeError", "SpecError", "UnsupportedError", "__version__",
-    "compile", "epilogue", "explain", "fuse", "generate", "reference", "unfuse", "warmup",
+    "MLP", "Explanation", "Function", "Generated", "MLPError", "MLPSpec", "ShapeError", "SpecError", "UnstableWarning",
+    "UnsupportedError", "__version__", "activation", "compile", "epilogue", "explain", "fuse", "generate", "reference",
+    "register_activation", "unfuse", "warmup",
 ]  # fmt: skip
 
 

@@ -34,7 +34,7 @@ __all__ = ["KERNEL_FILE", "MANIFEST_FILE", "SourceCache", "default_root", "diges
 KERNEL_FILE = "kernel.py"
 MANIFEST_FILE = "manifest.json"
 
-_LAYOUT = "v1"  # a change of the layout on disk is a new directory, so that two versions of mlpdsl can share a root
+LAYOUT = "v1"  # a change of the layout on disk is a new directory, so that two versions of mlpdsl can share a root
 _KEY = re.compile(r"[0-9a-f]{16,}")
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 _MAX_NAME = 100  # characters; leaves room for the key and the stage suffix in the 143 bytes that eCryptfs allows
@@ -49,18 +49,18 @@ _ATTEMPTS = 8  # how often to start over when an entry is evicted while it is be
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO that somebody put in our place must not wait for a writer.
-_OPEN_TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+OPEN_TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN_TO_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _log = logging.getLogger("mlpdsl")
 _warned: dict[str, object] = {}  # roots that this process has warned about
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """A directory that must not be used, with the reason in words."""
 
 
-_DISK_ERRORS = (OSError, ValueError, _RefusedError)  # ValueError: a path that the file system's encoding cannot hold
+DISK_ERRORS = (OSError, ValueError, RefusedError)  # ValueError: a path that the file system's encoding cannot hold
 
 
 def digest(*parts: str) -> str:
@@ -84,18 +84,23 @@ def default_root() -> Path | None:
     counts as unset, and so does a relative ``XDG_CACHE_HOME`` (as its specification says). A home of ``/`` is what a
     container gives to a user it does not know: it counts as none.
     """
+    return root_and_origin()[0]
+
+
+def root_and_origin() -> tuple[Path | None, str]:
+    """Return ``default_root()`` and what named it: ``MLPDSL_CACHE_DIR``, ``XDG_CACHE_HOME``, ``home`` or ``none``."""
     try:
         if explicit := os.environ.get("MLPDSL_CACHE_DIR"):
-            return Path(os.path.abspath(os.path.expanduser(explicit)))
+            return Path(os.path.abspath(os.path.expanduser(explicit))), "MLPDSL_CACHE_DIR"
         xdg = os.environ.get("XDG_CACHE_HOME", "")
         if os.path.isabs(xdg):
-            return Path(xdg, "mlpdsl")
+            return Path(xdg, "mlpdsl"), "XDG_CACHE_HOME"
         home = os.path.expanduser("~")
     except (OSError, ValueError, RuntimeError, LookupError):  # e.g. a relative path, and the working directory is gone
-        return None
+        return None, "none"
     if not os.path.isabs(home) or not home.strip(os.sep):
-        return None
-    return Path(home, ".cache", "mlpdsl")
+        return None, "none"
+    return Path(home, ".cache", "mlpdsl"), "home"
 
 
 class SourceCache:
@@ -124,7 +129,7 @@ class SourceCache:
         root = self.root
         if root is None or not _can_be_named(root):
             root = _NOWHERE
-        return root / _LAYOUT / _entry_name(name, key) / KERNEL_FILE
+        return root / LAYOUT / entry_name(name, key) / KERNEL_FILE
 
     def present(self, name: str, key: str) -> bool:
         """Return whether ``(name, key)`` was published under this root, from directory entries alone.
@@ -132,13 +137,13 @@ class SourceCache:
         Reads no content, writes nothing, warns about nothing: it is what makes a warm import render nothing. True
         says only that there is something to look at; whether it is right, ``publish`` finds out on first use.
         """
-        entry, root = _entry_name(name, key), self.root
+        entry, root = entry_name(name, key), self.root
         if root is None:
             return False
         try:
-            with _open_entry(root, entry, create=False) as directory:
+            with open_below(root, LAYOUT, entry, create=False) as directory:
                 return all(_is_regular(directory, file) for file in (MANIFEST_FILE, KERNEL_FILE))
-        except _DISK_ERRORS:
+        except DISK_ERRORS:
             return False
 
     def publish(self, name: str, key: str, text: str, manifest: Mapping[str, object]) -> Path:
@@ -152,7 +157,7 @@ class SourceCache:
         with the text in memory. A later call tries again. Raises ``ValueError`` for a key that is not hex and
         ``TypeError`` for a manifest that JSON cannot hold.
         """
-        path, entry, root = self.path(name, key), _entry_name(name, key), self.root
+        path, entry, root = self.path(name, key), entry_name(name, key), self.root
         body = text.encode("utf-8")
         record = _manifest(entry, key, body, manifest)
         if root is None:
@@ -161,19 +166,19 @@ class SourceCache:
         problem: Exception | None = None
         for _ in range(_ATTEMPTS):
             try:
-                with _open_entry(root, entry, create=True) as directory:
+                with open_below(root, LAYOUT, entry, create=True) as directory:
                     _ensure(directory, KERNEL_FILE, body)
                     _ensure(directory, MANIFEST_FILE, record)
                 return path
-            except _DISK_ERRORS as error:
+            except DISK_ERRORS as error:
                 problem = error
                 if not _was_evicted(error):
                     break
-        _warn_once(root, _in_words(problem))
+        _warn_once(root, in_words(problem))
         return path
 
 
-def _entry_name(name: str, key: str) -> str:
+def entry_name(name: str, key: str) -> str:
     """Return the directory name for ``(name, key)``: one plain path component, whatever ``name`` holds."""
     if not _KEY.fullmatch(key):
         raise ValueError(f"key must be a lower-case hex digest of at least 16 digits, got {key!r}; use cache.digest()")
@@ -193,41 +198,46 @@ def _can_be_named(path: Path) -> bool:
         return False
 
 
+def is_own_file(name: str) -> bool:
+    """Return whether a file of this name in an entry is one that the cache writes."""
+    return name in (KERNEL_FILE, MANIFEST_FILE) or _STAGE.fullmatch(name) is not None
+
+
 @contextlib.contextmanager
-def _open_entry(root: Path, entry: str, *, create: bool) -> Iterator[int]:
-    """Yield a descriptor of the directory ``root/v1/entry``, after checking that all three are fit to use."""
+def open_below(root: Path, *names: str, create: bool) -> Iterator[int]:
+    """Yield a descriptor of the directory ``root/names[0]/…``, after checking that each on the way is fit to use."""
     if not _can_be_named(root):
-        raise _RefusedError("its path is not valid UTF-8, or holds a NUL")
+        raise RefusedError("its path is not valid UTF-8, or holds a NUL")
     with contextlib.ExitStack() as stack:
         if create:
             # realpath: a link may point to a directory that is yet to be made, say on a scratch disk that was wiped.
             with contextlib.suppress(FileExistsError):  # a file is in the way: said in better words below
                 os.makedirs(os.path.realpath(root), mode=0o700, exist_ok=True)
-        directory = _open_directory(str(root), None)  # follows a link: what is checked is what it leads to
+        directory = open_directory(str(root), None)  # follows a link: what is checked is what it leads to
         stack.callback(os.close, directory)
-        for name in (_LAYOUT, entry):
+        for name in names:
             if create:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, 0o700, dir_fd=directory)
-            directory = _open_directory(name, directory)
+            directory = open_directory(name, directory)
             stack.callback(os.close, directory)
         yield directory
 
 
-def _open_directory(name: str, parent: int | None) -> int:
+def open_directory(name: str, parent: int | None) -> int:
     """Open a directory and check it: ours or root's, and writable by nobody else. Below the root, no link either."""
     flags = _OPEN_DIRECTORY if parent is None else _OPEN_DIRECTORY | os.O_NOFOLLOW
     try:
         directory = os.open(name, flags, dir_fd=parent)
     except NotADirectoryError:
-        raise _RefusedError(f"{name!r} is not a directory, or is a symbolic link") from None
+        raise RefusedError(f"{name!r} is not a directory, or is a symbolic link") from None
     try:
         status = os.fstat(directory)
         if status.st_uid not in (os.geteuid(), 0):  # root's is fine: an administrator's cache, read-only for us
-            raise _RefusedError(f"{name!r} belongs to another user (uid {status.st_uid})")
+            raise RefusedError(f"{name!r} belongs to another user (uid {status.st_uid})")
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             mode = stat.S_IMODE(status.st_mode)
-            raise _RefusedError(f"{name!r} is writable by its group or by others (mode {mode:04o}); run chmod go-w on it")
+            raise RefusedError(f"{name!r} is writable by its group or by others (mode {mode:04o}); run chmod go-w on it")
     except BaseException:
         os.close(directory)
         raise
@@ -247,7 +257,7 @@ def _ensure(directory: int, name: str, body: bytes) -> None:
 def _holds(directory: int, name: str, body: bytes) -> bool:
     """Return whether ``name`` is a regular file of exactly ``body``. One that cannot be read is not."""
     try:
-        file = os.open(name, _OPEN_TO_READ, dir_fd=directory)
+        file = os.open(name, OPEN_TO_READ, dir_fd=directory)
     except OSError:
         return False
     try:
@@ -311,7 +321,7 @@ def _was_evicted(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESTALE)
 
 
-def _in_words(problem: Exception | None) -> str:
+def in_words(problem: Exception | None) -> str:
     if isinstance(problem, OSError) and problem.strerror:
         return problem.strerror if problem.filename is None else f"{problem.strerror}: {problem.filename!r}"
     return str(problem)

@@ -33,7 +33,7 @@ class Signature:
     def check(self, x: Tensor, params: Sequence[Tensor], operands: Mapping[str, Tensor]) -> None:
         """Raise `ShapeError` unless x (..., d_in), the parameters in order, and the operands by name fit the spec.
 
-        Parameters and tile operands are of the spec's dtype; column and scalar operands may be float32 too. All on x's device.
+        Parameters and tile operands are of the spec's dtype; the other operands may be float32 too. All on x's device.
         """
         dtype = self.dtype
         if not isinstance(x, Tensor):
@@ -66,7 +66,7 @@ def _check_operand(d_out: int, name: str, kind: str, operand: Tensor, x: Tensor,
         if operand.numel() != 1:
             _fail(f"{name}.shape", tuple(operand.shape), "one element")
     else:
-        shape = (*x.shape[:-1], d_out) if kind == "tile" else (d_out,)
+        shape = {"tile": (*x.shape[:-1], d_out), "row": (*x.shape[:-1], 1), "column": (d_out,)}[kind]
         if operand.shape != shape:
             step = "Operands do not broadcast; use .expand where that is meant."
             _fail(f"{name}.shape", tuple(operand.shape), str(tuple(shape)), step)

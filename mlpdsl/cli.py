@@ -1,6 +1,8 @@
-"""The command line: `mlpdsl show` and `mlpdsl explain`. Needs the extra `cli` (click, rich), and no GPU.
+"""The command line: `mlpdsl show`, `explain`, `cache` and `doctor`. Needs the extra `cli` (click, rich), and no GPU.
 
-Exit status 0; 1 where a kernel does not fit its target; 2 for a mistake in what was asked, said in one message on stderr.
+Exit status 0; 1 where what was looked at is not well: a kernel that does not fit its target, a damaged entry of the cache, one
+that was not removed, a problem that `doctor` found; 2 for a mistake in what was asked, or an answer that cannot be given, said in
+one message on stderr.
 Nothing heavy is imported before a command runs, so `--help` answers at once.
 """
 
@@ -13,10 +15,11 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlpdsl import cli_cache
 from mlpdsl.errors import MLPError, SpecError, describe, shorten
 from mlpdsl.names import did_you_mean, listed
 from mlpdsl.spec import MAX_JSON, MLPSpec
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
     from mlpdsl.resources import Resources
 
-__all__ = ["explain", "function_source", "main", "read_spec", "show", "table"]
+__all__ = ["doctor", "explain", "function_source", "main", "read_spec", "show", "table"]
 
 STAGES = ("source", "ptx", "resources")
 
@@ -226,6 +229,23 @@ def explain(spec: str, m: int, target: str | None = None) -> int:
     return 0
 
 
+def doctor(specs: tuple[str, ...] = (), m: tuple[int, ...] = (), as_json: bool = False) -> int:
+    """Check versions, devices, compiler, environment and caches, and what each SPEC gets here at each number of rows.
+
+    What is a problem comes with a next step, and makes the exit status 1.
+    """
+    import json
+
+    import click
+
+    from mlpdsl.doctor import ROWS, diagnose
+
+    declared = [read_spec(text) for text in specs]
+    found = diagnose(declared, m or ROWS)
+    click.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
+    return 1 if found.status == "problem" else 0
+
+
 def _commands() -> click.Group:
     """The commands, made here and not by decorators so that this file can be imported without click."""
     import click
@@ -245,9 +265,20 @@ def _commands() -> click.Group:
     explain_options: list[click.Parameter] = [spec, click.Option(["--m"], type=rows, metavar="ROWS", required=True), target]
     group = click.Group(help="Declared MLPs, and the Triton kernels written for them.", context_settings={"max_content_width": 100})
     click.version_option(__version__, prog_name="mlpdsl", message="%(prog)s %(version)s")(group)
-    for name, function, options in (("show", show, show_options), ("explain", explain, explain_options)):
+    doctor_options: list[click.Parameter] = [
+        click.Argument(["specs"], nargs=-1, metavar="[SPEC]..."),
+        click.Option(["--m"], type=rows, metavar="ROWS", multiple=True, help="May be repeated; default: 1, 16, 256, 4096."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object."),
+    ]
+    commands: dict[Callable[..., int], list[click.Parameter]] = {
+        show: show_options,
+        explain: explain_options,
+        doctor: doctor_options,
+    }
+    for function, options in commands.items():
         about = f"{inspect.getdoc(function)}\n\n{_SPEC_HELP}"
-        group.add_command(click.Command(name, callback=function, params=options, help=about))
+        group.add_command(click.Command(function.__name__, callback=function, params=options, help=about))
+    group.add_command(cli_cache.commands())
     return group
 
 

@@ -150,7 +150,7 @@ def warmup(spec: MLPSpec, m: int | Iterable[int] = (1,), backward: bool = False,
     make = {"dtype": torch_dtype(spec.dtype), "device": device, "requires_grad": backward}
     params = [torch.randn(shape, **make) for shape in spec.parameter_shapes().values()]
     for rows in counts:
-        shapes = {"tile": (rows, spec.d_out), "column": (spec.d_out,), "scalar": ()}
+        shapes = {"tile": (rows, spec.d_out), "column": (spec.d_out,), "row": (rows, 1), "scalar": ()}
         operands = {name: torch.randn(shapes[kind], **make) for name, kind in spec.operands().items()}
         x = torch.randn(rows, spec.d_in, **make)
         y = mlp(x, *params, **operands)

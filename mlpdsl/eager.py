@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlpdsl.checks import Signature
+from mlpdsl.errors import UnsupportedError
+from mlpdsl.function import Function
 from mlpdsl.names import EPILOGUE_OPERANDS
 from mlpdsl.spec import MLPSpec, check_spec
 
@@ -20,11 +22,63 @@ __all__ = ["reference"]
 
 
 @cache
-def _activation(name: str) -> Callable[[Tensor], Tensor]:
+def _registered(name: str) -> Callable[[Tensor], Tensor]:
     # The functions that were traced into the kernels are the reference: there is no second list to drift from.
     from mlpdsl.codegen.expr.registered import definitions
 
     return definitions()[name]
+
+
+class _Derived(torch.autograd.Function):
+    """A function with a derivative that is not torch's own: the user's, or the formulas of one read from JSON."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Callable[..., Tensor], partials: Callable[..., Any], *inputs: Tensor) -> Tensor:
+        return value(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.partials, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors
+        found = ctx.partials(*inputs)
+        by = found if isinstance(found, (tuple, list)) else (found,)
+        return None, None, *((grad * p).sum_to_size(t.shape) for p, t in zip(by, inputs, strict=True))
+
+
+@lru_cache(maxsize=1024)
+def _of_function(function: Function) -> Callable[..., Tensor]:
+    """A user's function in eager PyTorch: itself where there is it, else its formulas."""
+    value, derivative = function.call, function.derivative
+    if value is not None and derivative is None:
+        return value
+    if value is None:
+        if not function.value:
+            step = "Declare it again in this process, or run a backend that it has text for."
+            raise UnsupportedError(
+                f"{function} was read from JSON as {', '.join(b for b, _ in function.snippets)} text only. {step}"
+            )
+        from mlpdsl.codegen.expr.torch_code import to_torch
+        from mlpdsl.traced import expressions
+
+        formula, partials = expressions(function)
+        run = to_torch((formula,), function.inputs)
+        value, derivative = (lambda *inputs: run(*inputs)[0]), to_torch(tuple(partials), function.inputs)
+
+    def derived(*inputs: Tensor) -> Tensor:
+        result: Tensor = _Derived.apply(value, derivative, *torch.broadcast_tensors(*inputs))  # type: ignore[no-untyped-call]
+        return result
+
+    return derived
+
+
+def _activation(declared: object) -> Callable[..., Tensor]:
+    return _of_function(declared) if isinstance(declared, Function) else _registered(str(declared))
 
 
 def _runs_tf32() -> bool:
@@ -97,19 +151,22 @@ def evaluate(spec: MLPSpec, x: Tensor, params: tuple[Tensor, ...], operands: dic
         act = _activation(spec.activation)
         if spec.gated:
             gate, up = (_linear(spec, x, *linear) for linear in linears[:2])
-            x = act(gate) * up
+            two = isinstance(spec.activation, Function) and len(spec.activation.inputs) == 2
+            x = (act(gate, up) if two else act(gate) * up).to(gate.dtype)
         else:
             for linear in linears[:-1]:
-                x = act(_linear(spec, x, *linear))
+                z = _linear(spec, x, *linear)
+                x = act(z).to(z.dtype)
     y = _linear(spec, x, *linears[-1])
-    for name in spec.epilogue:
-        if name == "residual":
-            y = y + operands[name]
-        elif name in EPILOGUE_OPERANDS:
-            by = operands[name].to(y.dtype)
-            y = y * (by.reshape(()) if EPILOGUE_OPERANDS[name] == "scalar" else by)
-        else:
-            y = _activation(name)(y)
+    for entry in spec.epilogue:
+        if entry == "residual":
+            y = y + operands["residual"]
+            continue
+        kinds = {str(entry): EPILOGUE_OPERANDS[str(entry)]} if isinstance(entry, str) and entry in EPILOGUE_OPERANDS else {}
+        kinds = entry.operands if isinstance(entry, Function) else kinds
+        by = [operands[n].reshape(()) if kind == "scalar" else operands[n] for n, kind in kinds.items()]
+        by = [o.to(y.dtype) for o in by]
+        y = y * by[0] if isinstance(entry, str) and kinds else _activation(entry)(y, *by).to(y.dtype)
     return y
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable
 
-__all__ = ["MLPError", "ShapeError", "SpecError", "UnsupportedError", "describe", "shorten"]
+__all__ = ["MLPError", "ShapeError", "SpecError", "UnstableWarning", "UnsupportedError", "describe", "shorten"]
 
 _LIMIT = 80
 
@@ -43,6 +43,10 @@ class UnsupportedError(MLPError, NotImplementedError):
     def __str__(self) -> str:
         message = super().__str__()
         return "\n".join([message, *(f"  - {reason}" for reason in self.reasons if reason not in message)])
+
+
+class UnstableWarning(UserWarning):
+    """A user's function loses most of its digits somewhere in float32; the message says where, and what would not."""
 
 
 class _Short(reprlib.Repr):

@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NoReturn
 
-from mlpdsl.errors import ShapeError, SpecError, UnsupportedError, describe, shorten
+from mlpdsl.errors import ShapeError, SpecError, UnsupportedError, describe
+from mlpdsl.function import REGISTERED, Function
 from mlpdsl.names import (
     ACTIVATIONS,
     DTYPES,
@@ -54,8 +55,9 @@ class MLPSpec:
     dims: tuple[int, ...]
     """Widths of input, hidden layers and output: 2 to 257 of them, each from 1 to 2**30. A list, or integers of another
     type (numpy's), will do."""
-    activation: str
-    """A registered name (`mlpdsl.names.ACTIVATIONS`), applied between layers; "identity" where there are two dims."""
+    activation: str | Function | Callable[..., Any]
+    """Applied between layers: a registered name (`mlpdsl.names.ACTIVATIONS`), or a function of one torch tensor, or of (gate, up)
+    where gated (see `mlpdsl.activation`); "identity" where there are two dims."""
     gated: bool = False
     """Whether the hidden layer is act(gate) ∘ up; exactly three dims."""
     bias: bool = False
@@ -64,17 +66,17 @@ class MLPSpec:
     """Of input, parameters, operands and output: "float32", "float16" or "bfloat16", or a torch dtype."""
     precision: str = "ieee"
     """How float32 is multiplied: "ieee", "tf32", or "tf32x3" (three tf32 products, near float32)."""
-    epilogue: tuple[str, ...] = ()
+    epilogue: tuple[str | Function | Callable[..., Any], ...] = ()
     """Applied to the output in order, in float32, before its one rounding: "residual", "layer_scale", "scale" (each
-    once, with an operand of that name), or names of activations."""
+    once, with an operand of that name), names of activations, or functions (see `mlpdsl.epilogue`)."""
     layout: str = "separate"
     """How the weights lie in memory: one (out_features, in_features) tensor each."""
 
     def __post_init__(self) -> None:
         canonical = {
             "dims": _dims(self.dims),
-            "activation": _activation(self.activation),
             "gated": _bool("gated", self.gated),
+            "activation": _activation(self.activation),
             "bias": _bool("bias", self.bias),
             "dtype": _dtype(self.dtype),
             "precision": _word("precision", self.precision, PRECISIONS),
@@ -89,6 +91,9 @@ class MLPSpec:
             step = f"write activation='identity', epilogue=('{self.activation}',)."
             step = f"An activation on the output is an epilogue: {step}"
             _wrong("activation", self.activation, "'identity' where there are two dims (one linear)", step)
+        if isinstance(self.activation, Function) and len(self.activation.inputs) == 2 and not self.gated:
+            step = "Set gated=True, or pass a function of one tensor."
+            _wrong("activation", self.activation, "a function of one tensor where gated=False", step)
         if self.precision != "ieee" and self.dtype != "float32":
             step = f"Leave precision out for {self.dtype}, or set dtype='float32'."
             _wrong("precision", self.precision, f"'ieee' where dtype is '{self.dtype}'", step)
@@ -116,7 +121,8 @@ class MLPSpec:
         """
         number = "fp32" if self.precision == "ieee" else self.precision
         tag = {"float32": number, "float16": "fp16", "bfloat16": "bf16"}[self.dtype]
-        start = f"{'gated-' if self.gated else ''}{self.activation}"
+        activation = f"fn{self.activation.digest}" if isinstance(self.activation, Function) else self.activation
+        start = f"{'gated-' if self.gated else ''}{activation}"
         whole = "x".join(map(str, self.dims))
         ends = f"x..x{self.d_out}-{len(self.dims)}dims"
         candidates = [whole] if len(self.dims) <= 4 else []
@@ -149,9 +155,15 @@ class MLPSpec:
     def operands(self) -> dict[str, str]:
         """Name to kind of the operands a call takes by keyword, in epilogue order.
 
-        Kinds: "tile" (M, N), "column" (N,), "scalar" (), with N = d_out.
+        Kinds: "tile" (M, N), "column" (N,), "row" (M, 1), "scalar" (), with N = d_out.
         """
-        return {name: EPILOGUE_OPERANDS[name] for name in self.epilogue if name in EPILOGUE_OPERANDS}
+        kinds: dict[str, str] = {}
+        for entry in self.epilogue:
+            if isinstance(entry, Function):
+                kinds |= entry.operands
+            elif entry in EPILOGUE_OPERANDS:
+                kinds[str(entry)] = EPILOGUE_OPERANDS[str(entry)]
+        return kinds
 
     def flops(self, m: int) -> int:
         """Floating-point operations of the forward GEMMs on m rows: 2·m·Σ in_features·out_features over all linears.
@@ -164,12 +176,12 @@ class MLPSpec:
     def bytes_moved(self, m: int) -> int:
         """Bytes that an ideal fused forward moves on m rows: x, every parameter and operand read once, y written once.
 
-        itemsize·(m·(d_in + d_out) + parameters + operands), where a tile counts m·d_out elements, a column d_out and a
-        scalar 1. Hidden tensors stay on chip and do not count. Raises `ShapeError` as `flops` does.
+        itemsize·(m·(d_in + d_out) + parameters + operands), where a tile counts m·d_out elements, a column d_out, a row m and
+        a scalar 1. Hidden tensors stay on chip and do not count. Raises `ShapeError` as `flops` does.
         """
         rows = check_rows(m)
         weights = sum(d_out * (d_in + self.bias) for d_in, d_out in self._linears().values())
-        sizes = {"tile": rows * self.d_out, "column": self.d_out, "scalar": 1}
+        sizes = {"tile": rows * self.d_out, "column": self.d_out, "row": rows, "scalar": 1}
         extra = sum(sizes[kind] for kind in self.operands().values())
         return DTYPES[self.dtype] * (rows * (self.d_in + self.d_out) + weights + extra)
 
@@ -188,7 +200,7 @@ class MLPSpec:
     @cached_property
     def _json(self) -> str:
         # Kept: the op takes this text at every call.
-        content = {"schema_version": SCHEMA_VERSION, **{name: getattr(self, name) for name in _FIELDS}}
+        content = {"schema_version": SCHEMA_VERSION, **{name: _plain(getattr(self, name)) for name in _FIELDS}}
         return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
     @classmethod
@@ -322,31 +334,38 @@ def _dtype(value: object) -> str:
     _wrong("dtype", value, listed(DTYPES), step)
 
 
+def _plain(value: Any) -> Any:
+    """A field as JSON holds it."""
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value.to_plain() if isinstance(value, Function) else value
+
+
 def _is_function(value: object) -> bool:
-    """Whether this is a function, or the JSON form that one will have."""
-    return callable(value) or (type(value) is dict and "expr" in value)
+    """Whether this is a function, or the JSON form of one."""
+    return callable(value) or isinstance(value, Function) or (type(value) is dict and "expr" in value)
 
 
-def _registered_hint(value: object) -> str:
-    """What to write instead of a function or module; torch's silu or SiLU() stands for a registered name."""
-    try:
-        word = (exact_str(getattr(value, "__name__", None)) or type(value).__name__).lower()
-        tanh = word == "gelu" and exact_str(getattr(value, "approximate", None)) == "tanh"
-    except Exception:  # a foreign attribute may raise anything; then there is nothing to go by
-        word, tanh = "", False
-    if word not in ACTIVATIONS:
-        return f"Use a registered name: {listed(ACTIVATIONS)}."
-    return f"If you mean the registered function, write '{'gelu_tanh' if tanh else word}'."
+def _function(value: object, where: str, epilogue: bool = False) -> Function | str:
+    """The function as formulas; a name where it is a registered one. Imports torch only where there is something to trace."""
+    if isinstance(value, Function) and value.is_epilogue != epilogue:
+        right = "mlpdsl.epilogue" if epilogue else "mlpdsl.activation"
+        raise SpecError(describe(where, value, f"what {right} returns", f"Pass the function to {right}."))
+    from mlpdsl.traced import accept
+
+    return accept(value, where, epilogue=epilogue)
 
 
-def _activation(value: object) -> str:
-    if _is_function(value):
-        where = f"MLPSpec.activation: got {shorten(value)}"
-        _later(where, "a function as activation", _registered_hint(value))
+def _activation(value: object) -> str | Function:
+    word = exact_str(value)
+    if word is not None and word in REGISTERED:
+        return REGISTERED[word]
+    if word is None and _is_function(value):
+        return _function(value, "MLPSpec.activation")
     return canonical_activation(value, "MLPSpec.activation")
 
 
-def _epilogue(value: object) -> tuple[str, ...]:
+def _epilogue(value: object) -> tuple[str | Function, ...]:
     if not issubclass(type(value), tuple | list):
         word = exact_str(value)
         short = word is not None and (word in EPILOGUE_OPERANDS or word in ACTIVATIONS)
@@ -356,26 +375,34 @@ def _epilogue(value: object) -> tuple[str, ...]:
     if len(given) > MAX_EPILOGUES:
         _wrong("epilogue", value, f"at most {MAX_EPILOGUES} entries, not {len(given)}", "Shorten the list.")
     entries = [_epilogue_entry(f"epilogue[{at}]", entry) for at, entry in enumerate(given)]
-    for at, name in enumerate(entries):
-        if name in EPILOGUE_OPERANDS and name in entries[:at]:
-            step = "Add or multiply the two operands before the call, and pass one."
-            _wrong(f"epilogue[{at}]", name, f"'{name}' once, because its operand goes by that name", step)
-    return tuple(name for name in entries if name != "identity")
+    used: set[str] = set()
+    for at, entry in enumerate(entries):
+        operands = entry.operands if isinstance(entry, Function) else [entry] if entry in EPILOGUE_OPERANDS else []
+        for name in operands:
+            if name in used:
+                step = "Add or multiply the two operands before the call and pass one, or rename the function's parameter."
+                _wrong(f"epilogue[{at}]", entry, f"the operand '{name}' once, because it goes by that name", step)
+            used.add(name)
+    return tuple(entry for entry in entries if entry != "identity")
 
 
-def _epilogue_entry(field: str, value: object) -> str:
+def _epilogue_entry(field: str, value: object) -> str | Function:
     word = exact_str(value)
     if word is not None and word in EPILOGUE_OPERANDS:
         return word
-    if _is_function(value):
-        _later(f"MLPSpec.{field}: got {shorten(value)}", "a function as epilogue", _registered_hint(value))
+    if word is not None and word in REGISTERED:
+        value, word = REGISTERED[word], None
+    if word is None and _is_function(value):
+        if isinstance(value, Function) and not value.is_epilogue:
+            value = value.as_epilogue(f"MLPSpec.{field}")
+        return _function(value, f"MLPSpec.{field}", epilogue=True)
     options = (*EPILOGUE_OPERANDS, *ACTIVATIONS)
     if word is not None and word in REFUSED:
         return canonical_activation(word, f"MLPSpec.{field}")
     try:
         return canonical_activation(value, f"MLPSpec.{field}")
     except SpecError:
-        step = (did_you_mean(word, options) if word else "") or "Choose one of these names."
+        step = (did_you_mean(word, options) if word else "") or "Choose one of these names, or pass a function."
     _wrong(field, value, listed(options), step)
 
 

@@ -178,7 +178,9 @@ class Call:
         call = self.needing()
         y = call.run(mlp)
         names, leaves = zip(*call.named().items(), strict=True)
-        return y.detach(), dict(zip(names, torch.autograd.grad(y, leaves, call.dy), strict=True))
+        # A function may read an operand without having a derivative by it: eager PyTorch then has no gradient, and kernels zeros.
+        grads = torch.autograd.grad(y, leaves, call.dy, materialize_grads=True)
+        return y.detach(), dict(zip(names, grads, strict=True))
 
 
 def make_call(
@@ -219,7 +221,7 @@ def make_call(
     if spec.gated:
         _pair(params, pair, weights, guard)
     lead = tuple(lead)
-    operand_shapes = {"tile": (*lead, spec.d_out), "column": (spec.d_out,), "scalar": ()}
+    operand_shapes = {"tile": (*lead, spec.d_out), "column": (spec.d_out,), "row": (*lead, 1), "scalar": ()}
     named = {}
     for name, kind in spec.operands().items():
         wide = torch.float32 if wide_operands and kind != "tile" else dtype

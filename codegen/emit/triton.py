@@ -5,10 +5,12 @@ Signature and launch are printed from the same `Arg` list, so they cannot drift 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from mlpdsl.codegen.expr.graph import Expr, walk
+from mlpdsl.codegen.expr import snippet
+from mlpdsl.codegen.expr.graph import Expr, symbols, walk
 from mlpdsl.codegen.expr.stable import expand
 from mlpdsl.codegen.plan import Plan
 
@@ -18,8 +20,8 @@ _TL_DTYPE = {"float32": "tl.float32", "float16": "tl.float16", "bfloat16": "tl.b
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
           "both": "&", "either": "|"}  # fmt: skip
 _CALLS = {
-    "abs": "tl.abs({})", "exp": "tl.exp({})", "log": "tl.log({})", "sqrt": "tl.sqrt({})", "sin": "tl.sin({})",
-    "cos": "tl.cos({})", "erf": "tl.erf({})", "where": "tl.where({}, {}, {})", "invert": "~{}", "neg": "-{}",
+    "abs": "tl.abs({})", "floor": "tl.floor({})", "exp": "tl.exp({})", "log": "tl.log({})", "sqrt": "tl.sqrt({})",
+    "sin": "tl.sin({})", "cos": "tl.cos({})", "erf": "tl.erf({})", "where": "tl.where({}, {}, {})", "invert": "~{}", "neg": "-{}",
     # NaN goes through, as in torch; plain tl.maximum(NaN, 0) is 0 on a GPU.
     "max": "tl.maximum({}, {}, propagate_nan=tl.PropagateNan.ALL)",
     "min": "tl.minimum({}, {}, propagate_nan=tl.PropagateNan.ALL)",
@@ -28,11 +30,11 @@ _CALLS = {
 
 @dataclass(frozen=True)
 class Function:
-    """A device function: straight-line assignments, then the values it returns, all in float32."""
+    """A device function: straight-line assignments, then the values it returns, all in float32. `doc` is in lines."""
 
     name: str
     params: tuple[str, ...]
-    doc: str
+    doc: tuple[str, ...]
     lines: tuple[str, ...]
     returns: tuple[str, ...]
 
@@ -126,6 +128,10 @@ class Module:
         return tuple(k.path for k in self.kernels if k.role == role)
 
     @property
+    def uses_libdevice(self) -> bool:
+        return any("libdevice." in line for f in self.functions for line in (*f.lines, *f.returns))
+
+    @property
     def epilogue_grad(self) -> bool:
         """Whether the output stage needs a pass of its own in backward: gradients to change, or to sum over rows."""
         epilogue = self.plan.epilogue
@@ -154,8 +160,14 @@ _FIXED_WORDS = frozenset({"residual", "layer_scale", "scale"})
 # Expressions
 
 
-def print_function(name: str, params: Sequence[str], doc: str, results: Sequence[Expr], rename: dict[str, str]) -> Function:
-    """Straight-line code for several results at once; what they share is computed once."""
+def print_function(
+    name: str, params: Sequence[str], doc: Sequence[str], results: Sequence[Expr], rename: dict[str, str], whole: Collection[str]
+) -> Function:
+    """Straight-line code for several results at once; what they share is computed once.
+
+    `whole` are the inputs that are whole tiles, the first parameter among them: a result that depends on none of them, a number
+    or an operand alone, is spread over a tile.
+    """
     roots = [expand(r) for r in results]
     uses: dict[int, int] = {}
     for node in walk(*roots):
@@ -173,7 +185,9 @@ def print_function(name: str, params: Sequence[str], doc: str, results: Sequence
             text[id(node)] = repr(node.value)
             continue
         args = [text[id(a)] for a in node.args]
-        if node.op in _INFIX:
+        if node.op == "snippet":
+            printed = f"({snippet.filled(node.name, args)})"
+        elif node.op in _INFIX:
             printed = f"({args[0]} {_INFIX[node.op]} {args[1]})"
         else:
             printed = _CALLS[node.op].format(*(args if node.op in ("neg", "invert") else map(_bare, args)))
@@ -182,7 +196,9 @@ def print_function(name: str, params: Sequence[str], doc: str, results: Sequence
             lines.append(f"{variable} = {_bare(printed)}")
             printed = variable
         text[id(node)] = printed
-    return Function(name, tuple(params), doc, tuple(lines), tuple(_bare(text[id(r)]) for r in roots))
+    spread = f" + tl.zeros_like({params[0]})"
+    returns = (_bare(text[id(r)]) if symbols(r) & set(whole) else f"{text[id(r)]}{spread}" for r in roots)
+    return Function(name, tuple(params), tuple(doc), tuple(lines), tuple(returns))
 
 
 def _bare(text: str) -> str:
@@ -201,19 +217,32 @@ def _functions(plan: Plan, operands: Sequence[OperandView]) -> list[Function]:
     functions = []
     hidden, epilogue = plan.hidden, plan.epilogue
     if hidden is not None:
-        functions.append(print_function("activate", hidden.inputs, hidden.text, [hidden.value], {}))
-        doc = "Gradients of the preactivation" + ("s" if plan.gated else "") + ", and the hidden value again."
+        whole = ("grad", *hidden.inputs)
+        functions.append(print_function("activate", hidden.inputs, _paragraph(hidden.text), [hidden.value], {}, whole))
+        doc = ["Gradients of the preactivation" + ("s" if plan.gated else "") + ", and the hidden value again."]
         results = [*hidden.grads, hidden.value]
-        functions.append(print_function("activate_grad", ("grad", *hidden.inputs), doc, results, {}))
+        functions.append(print_function("activate_grad", whole, doc, results, {}, whole))
     if epilogue.entries:
         rename = {o.name: v.ident for o, v in zip(epilogue.operands, operands, strict=True)}
         names = [v.ident for v in operands]
-        functions.append(print_function("finish", ["tile", *names], epilogue.text, [epilogue.value], rename))
+        whole = ("grad", "tile", *(o.name for o in epilogue.operands if o.kind == "tile"))
+        about = [
+            f"{v.ident} is {o.name}, a {o.kind}." for o, v in zip(epilogue.operands, operands, strict=True) if v.ident != o.name
+        ]
+        doc = [*_paragraph(epilogue.text), *(["", *about] if about else [])]
+        functions.append(print_function("finish", ["tile", *names], doc, [epilogue.value], rename, whole))
         own = [g for g, v in zip(epilogue.operand_grads, operands, strict=True) if v.grad == "own"]
         of = ["the tile", *(v.ident for v in operands if v.grad == "own")]
-        doc = f"Gradient{'s' if len(of) > 1 else ''} of {', '.join(of[:-1])}{' and ' if len(of) > 1 else ''}{of[-1]}."
-        functions.append(print_function("finish_grad", ["grad", "tile", *names], doc, [epilogue.tile_grad, *own], rename))
+        doc = [f"Gradient{'s' if len(of) > 1 else ''} of {', '.join(of[:-1])}{' and ' if len(of) > 1 else ''}{of[-1]}."]
+        results = [epilogue.tile_grad, *own]
+        functions.append(print_function("finish_grad", ["grad", "tile", *names], doc, results, rename, whole))
     return functions
+
+
+def _paragraph(text: str) -> list[str]:
+    """A formula in lines: one for each expression that it names on the way, none too long."""
+    lines = [line for part in text.split("; ") for line in textwrap.wrap(part, 116, break_long_words=False)]
+    return lines if len(lines) <= 12 else [*lines[:11], "…"]
 
 
 # Kernels

@@ -1,7 +1,6 @@
-"""From a Python function of torch tensors to an `Expr` and its derivatives: `make_fx` over `torch.func.vjp`.
+"""What each operation that torch records means as an `Expr`.
 
-Torch differentiates; this module only reads what it recorded, operation by operation. Torch's fused forward and backward
-operations (`silu`, `gelu_backward`) are read as one formula each, so that their stable forms survive.
+Torch's fused forward and backward operations (`silu`, `gelu_backward`) are one formula each, so that their stable forms survive.
 
 Where a product of the form x·s(x) would meet ∞·0, x is held inside a range beyond which s(x) is 0 in float32: the result is
 then the mathematical limit (silu(-∞) = 0), where eager PyTorch gives NaN.
@@ -10,15 +9,12 @@ then the mathematical limit (silu(-∞) = 0), where eager PyTorch gives NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
-from .graph import Expr, call, const, substitute, symbol
+from .graph import Expr, call, const, walk
 
-if TYPE_CHECKING:
-    from torch import fx
-
-Handler = Callable[..., Expr]
+Handler = Callable[..., Any]
 
 
 def _choose(condition: Expr, yes: Expr | float, no: Expr | float) -> Expr:
@@ -113,24 +109,49 @@ def _threshold_backward(g: Expr, x: Expr, threshold: float) -> Expr:
     return _choose(call("le", x, threshold), 0.0, g)
 
 
+_GROWS: Final = frozenset(["exp", "exp2", "expm1", "sinh", "cosh", "pow"])
+
+
+def _shut(x: Expr, y: Expr, far: Expr) -> Expr:
+    """y, or a shut gate where `far`: y is then 0 to the last bit, and must stay 0 in a product with what overflows.
+
+    Only where the argument x itself grows exponentially, as in x·tanh(exp(x)); elsewhere nothing overflows.
+    """
+    return _choose(far, 0.0, y) if any(node.op in _GROWS for node in walk(x)) else y
+
+
+def _exp(x: Expr) -> Expr:
+    return _shut(x, call("exp", x), call("lt", x, -200.0))
+
+
 def _sigmoid_backward(g: Expr, y: Expr) -> Expr:
-    return g * (call("sigmoid_grad", y.args[0]) if y.op == "sigmoid" else y * (1.0 - y))
+    if y.op != "sigmoid":
+        return g * (y * (1.0 - y))
+    (x,) = y.args
+    return g * _shut(x, call("sigmoid_grad", x), call("gt", call("abs", x), 200.0))
 
 
 def _tanh_backward(g: Expr, y: Expr) -> Expr:
-    return g * (call("tanh_grad", y.args[0]) if y.op == "tanh" else 1.0 - y * y)
+    if y.op != "tanh":
+        return g * (1.0 - y * y)
+    (x,) = y.args
+    return g * _shut(x, call("tanh_grad", x), call("gt", call("abs", x), 100.0))
 
 
-def _power(x: Expr, exponent: float) -> Expr:
-    whole = int(exponent)
-    if whole != exponent or not 0 <= whole <= 8:
-        raise NotImplementedError(f"a power of {exponent}; whole powers from 0 to 8 have a printing")
-    return math.prod([x] * whole, start=const(1.0))
+def _power(x: Expr, exponent: Expr | float) -> Expr:
+    if not isinstance(exponent, Expr) or exponent.is_const():
+        power = exponent.value if isinstance(exponent, Expr) else float(exponent)
+        if power == int(power) and 8 < abs(power) <= 64 and isinstance(x, Expr):  # by squaring: exact for negative x too
+            whole = int(abs(power))
+            half = _power(x, float(whole // 2))
+            product = half * half * x if whole % 2 else half * half
+            return product if power > 0 else 1.0 / product
+    return call("pow", x, exponent)
 
 
-def _clamp(x: Expr, low: float | None = None, high: float | None = None) -> Expr:
-    x = x if low is None else call("max", x, low)
-    return x if high is None else call("min", x, high)
+def _clamp(x: Expr, min: Expr | float | None = None, max: Expr | float | None = None) -> Expr:
+    x = x if min is None else call("max", x, min)
+    return x if max is None else call("min", x, max)
 
 
 def _add(a: Expr | float, b: Expr | float, alpha: float = 1.0) -> Expr:
@@ -141,36 +162,233 @@ def _sub(a: Expr | float, b: Expr | float, alpha: float = 1.0) -> Expr:
     return call("sub", a, call("mul", b, alpha))
 
 
+def _div(a: Expr | float, b: Expr | float, rounding_mode: str | None = None) -> Expr:
+    quotient = call("div", a, b)
+    return {None: quotient, "floor": _floor(quotient), "trunc": _trunc(quotient)}[rounding_mode]
+
+
+def _floor(x: Expr) -> Expr:
+    return call("floor", x)
+
+
+def _trunc(x: Expr) -> Expr:
+    return _choose(call("lt", x, 0.0), -_floor(-x), _floor(x))
+
+
+def _round(x: Expr, decimals: int = 0) -> Expr:
+    """To the nearest whole number, halves to the even one."""
+    if decimals:
+        raise NotImplementedError("torch.round with decimals")
+    up = _floor(x + 0.5)
+    tie = call("both", call("eq", up - x, 0.5), call("ne", _floor(up * 0.5) * 2.0, up))
+    return _choose(call("ge", call("abs", x), 2.0**22), x, _choose(tie, up - 1.0, up))
+
+
+def _sign(x: Expr) -> Expr:
+    return _choose(call("gt", x, 0.0), 1.0, _choose(call("lt", x, 0.0), -1.0, 0.0))
+
+
+def _remainder(x: Expr, y: Expr | float) -> Expr:
+    return x - _floor(x / y) * y
+
+
+def _fmod(x: Expr, y: Expr | float) -> Expr:
+    return x - _trunc(x / y) * y
+
+
+def _hardsigmoid_backward(g: Expr, x: Expr) -> Expr:
+    return _choose(call("both", call("gt", x, -3.0), call("lt", x, 3.0)), g / 6.0, 0.0)
+
+
+def _softshrink(x: Expr, lambd: float = 0.5) -> Expr:
+    return _choose(call("gt", x, lambd), x - lambd, _choose(call("lt", x, -lambd), x + lambd, x * 0.0))
+
+
+def _hardshrink(x: Expr, lambd: float = 0.5) -> Expr:
+    return _choose(call("le", call("abs", x), lambd), 0.0, x)
+
+
+def _shrink_backward(g: Expr, x: Expr, lambd: float) -> Expr:
+    return _choose(call("le", call("abs", x), lambd), 0.0, g)
+
+
+def _celu(x: Expr, alpha: float = 1.0) -> Expr:
+    return _elu(x, alpha, 1.0, 1.0 / alpha)
+
+
+def _lerp(a: Expr, b: Expr, weight: Expr | float) -> Expr:
+    return a + weight * (b - a)
+
+
+_LARGEST = 3.4028234663852886e38
+"""The largest finite float32: what is beyond is infinite."""
+
+
+def _nan_to_num(x: Expr, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Expr:
+    high = _choose(call("gt", x, _LARGEST), _LARGEST if posinf is None else posinf, x)
+    both = _choose(call("lt", x, -_LARGEST), -_LARGEST if neginf is None else neginf, high)
+    return _choose(call("ne", x, x), 0.0 if nan is None else nan, both)
+
+
+def _xlogy(x: Expr, y: Expr | float) -> Expr:
+    return _choose(call("eq", x, 0.0), 0.0, x * call("log", y))
+
+
+def _sinc(x: Expr) -> Expr:
+    scaled = x * math.pi
+    return _choose(call("eq", x, 0.0), 1.0, call("sin", scaled) / scaled)
+
+
+def _logit(x: Expr, eps: float | None = None) -> Expr:
+    x = x if eps is None else _clamp(x, eps, 1.0 - eps)
+    return call("log", x / (1.0 - x))
+
+
+def _prelu_backward(x: Expr, weight: Expr, g: Expr) -> tuple[Expr, Expr]:
+    positive = call("gt", x, 0.0)
+    return _choose(positive, g, weight * g), _choose(positive, 0.0, x * g)
+
+
+def _rrelu(
+    x: Expr, noise: object, low: float = 0.125, high: float = 1.0 / 3.0, training: bool = False, generator: Any = None
+) -> Expr:
+    if training:
+        raise NotImplementedError("randomness")
+    return _leaky_relu(x, (low + high) / 2.0)
+
+
+def _rrelu_backward(g: Expr, x: Expr, noise: object, low: float, high: float, training: bool, is_result: bool) -> Expr:
+    return _leaky_relu_backward(g, x, (low + high) / 2.0, is_result)
+
+
+def _smooth_l1(x: Expr, y: Expr, reduction: int = 1, beta: float = 1.0) -> Expr:
+    _unreduced(reduction)
+    size = call("abs", x - y)
+    return _choose(call("lt", size, beta), size * size * (0.5 / beta), size - 0.5 * beta)
+
+
+def _smooth_l1_backward(g: Expr, x: Expr, y: Expr, reduction: int, beta: float) -> Expr:
+    _unreduced(reduction)
+    return g * _within((x - y) / beta, 1.0)
+
+
+def _squared(x: Expr, y: Expr, reduction: int = 1) -> Expr:
+    _unreduced(reduction)
+    return (x - y) * (x - y)
+
+
+def _squared_backward(g: Expr, x: Expr, y: Expr, reduction: int) -> Expr:
+    _unreduced(reduction)
+    return g * ((x - y) * 2.0)
+
+
+def _unreduced(reduction: int) -> None:
+    if reduction:
+        raise NotImplementedError("a reduction; pass reduction='none'")
+
+
+def _logical_not(x: Expr) -> Expr:
+    return call("invert", x) if x.op in BOOLEAN else call("eq", x, 0.0)
+
+
 def _elementwise(op: str) -> Handler:
     return lambda *args: call(op, *args)
 
 
-_ATEN: Final[Mapping[str, Handler]] = {
+BOOLEAN: Final = frozenset(["lt", "le", "gt", "ge", "eq", "ne", "both", "either", "invert"])
+"""Operations whose result is true or false."""
+
+TAKES_BOOLEANS: Final = frozenset(
+    ["where", "logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or", "bitwise_not", "masked_fill"]
+)
+"""Torch's operations that take truth values; to every other, true is 1 and false is 0."""
+
+
+ATEN: Final[Mapping[str, Handler]] = {
     **{name: _elementwise(op) for name, op in {
-        "mul": "mul", "div": "div", "neg": "neg", "abs": "abs", "exp": "exp", "log": "log", "sqrt": "sqrt", "sin": "sin",
-        "cos": "cos", "erf": "erf", "erfc": "erfc", "special_erfc": "erfc", "sigmoid": "sigmoid", "tanh": "tanh",
-        "expm1": "expm1", "maximum": "max", "minimum": "min", "where": "where", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge",
-        "eq": "eq", "ne": "ne", "logical_and": "both", "logical_and_": "both", "logical_or": "either", "logical_not": "invert",
-        "bitwise_and": "both", "bitwise_or": "either", "bitwise_not": "invert",
+        "mul": "mul", "neg": "neg", "abs": "abs", "log": "log", "sqrt": "sqrt", "sin": "sin", "cos": "cos",
+        "erf": "erf", "erfc": "erfc", "special_erfc": "erfc", "sigmoid": "sigmoid", "tanh": "tanh", "expm1": "expm1",
+        "log1p": "log1p", "sinh": "sinh", "cosh": "cosh", "tan": "tan", "asin": "asin", "acos": "acos", "atan": "atan",
+        "asinh": "asinh", "acosh": "acosh", "atanh": "atanh", "rsqrt": "rsqrt", "exp2": "exp2", "special_exp2": "exp2",
+        "log2": "log2", "log10": "log10", "atan2": "atan2", "hypot": "hypot", "logaddexp": "logaddexp", "floor": "floor",
+        "special_ndtr": "normal_cdf", "maximum": "max", "minimum": "min", "fmax": "max", "fmin": "min", "where": "where",
+        "lt": "lt", "le": "le", "gt": "gt", "ge": "ge", "eq": "eq", "ne": "ne", "logical_and": "both",
+        "logical_or": "either", "bitwise_and": "both", "bitwise_or": "either", "bitwise_not": "invert",
     }.items()},
+    "exp": _exp,
     "add": _add,
     "sub": _sub,
     "rsub": lambda a, b, alpha=1.0: _sub(b, a, alpha),
+    "div": _div,
+    "floor_divide": lambda a, b: _div(a, b, "floor"),
     "square": lambda x: x * x,
     "reciprocal": lambda x: 1.0 / x,
     "pow": _power,
+    "ceil": lambda x: -_floor(-x),
+    "trunc": _trunc,
+    "frac": lambda x: x - _trunc(x),
+    "round": _round,
+    "sign": _sign,
+    "sgn": _sign,
+    "copysign": lambda x, y: _choose(call("lt", y, 0.0), -call("abs", x), call("abs", x)),
+    "remainder": _remainder,
+    "fmod": _fmod,
+    "lerp": _lerp,
+    "addcmul": lambda a, b, c, value=1.0: a + b * c * value,
+    "addcdiv": lambda a, b, c, value=1.0: a + b / c * value,
     "clamp": _clamp,
+    "clamp_min": lambda x, low: call("max", x, low),
+    "clamp_max": lambda x, high: call("min", x, high),
+    "masked_fill": lambda x, mask, value: _choose(mask, value, x),
+    "logical_not": _logical_not,
+    "mse_loss": _squared,
+    "mse_loss_backward": _squared_backward,
+    "smooth_l1_loss": _smooth_l1,
+    "smooth_l1_loss_backward": _smooth_l1_backward,
+    "fill": lambda x, value: const(value),
+    "zero": lambda x: const(0.0),
+    "isnan": lambda x: call("ne", x, x),
+    "isinf": lambda x: call("gt", call("abs", x), _LARGEST),
+    "nan_to_num": _nan_to_num,
+    "xlogy": _xlogy,
+    "sinc": _sinc,
+    "logit": _logit,
     "scalar_tensor": const,
+    "zeros_like": lambda x: const(0.0),
+    "ones_like": lambda x: const(1.0),
+    "full_like": lambda x, value: const(value),
+    "new_zeros": lambda x, size: const(0.0),
+    "new_ones": lambda x, size: const(1.0),
+    "new_full": lambda x, size, value: const(value),
+    "full": lambda size, value: const(value),
+    "zeros": lambda size: const(0.0),
+    "ones": lambda size: const(1.0),
+    **dict.fromkeys(("detach", "clone", "alias", "lift_fresh_copy", "lift_fresh", "contiguous"), lambda x: x),
     "relu": lambda x: call("max", x, 0.0),
+    "relu6": lambda x: _clamp(x, 0.0, 6.0),
+    "threshold": lambda x, threshold, value: _choose(call("le", x, threshold), value, x),
     "threshold_backward": _threshold_backward,
     "hardtanh": lambda x, low=-1.0, high=1.0: _clamp(x, low, high),
     "hardtanh_backward": _hardtanh_backward,
+    "hardsigmoid": lambda x: _clamp(x + 3.0, 0.0, 6.0) / 6.0,
+    "hardsigmoid_backward": _hardsigmoid_backward,
+    "softshrink": _softshrink,
+    "softshrink_backward": _shrink_backward,
+    "hardshrink": _hardshrink,
+    "hardshrink_backward": _shrink_backward,
     "leaky_relu": _leaky_relu,
     "leaky_relu_backward": _leaky_relu_backward,
+    "rrelu_with_noise": _rrelu,
+    "rrelu_with_noise_backward": _rrelu_backward,
+    "_prelu_kernel": lambda x, weight: _choose(call("gt", x, 0.0), x, weight * x),
+    "_prelu_kernel_backward": lambda x, weight, g: _prelu_backward(x, weight, g),
     "elu": _elu,
     "elu_backward": _elu_backward,
+    "celu": _celu,
     "softplus": _softplus,
     "softplus_backward": _softplus_backward,
+    "log_sigmoid_forward": lambda x: (-call("softplus", -x), x),
+    "log_sigmoid_backward": lambda g, x, buffer: g * call("sigmoid", -x),
     "silu": _silu,
     "silu_backward": _silu_backward,
     "mish": _mish,
@@ -182,48 +400,4 @@ _ATEN: Final[Mapping[str, Handler]] = {
     "sigmoid_backward": _sigmoid_backward,
     "tanh_backward": _tanh_backward,
 }  # fmt: skip
-
-
-def trace(function: Callable[..., Any], names: Sequence[str]) -> tuple[Expr, dict[str, Expr]]:
-    """The function's value over the inputs `names`, and its partial derivative by each of them.
-
-    Raises NotImplementedError, naming the operation, where torch recorded one that has no printing.
-    """
-    import torch
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    def value_and_pullback(cotangent: Any, *inputs: Any) -> Any:
-        value, pullback, *_ = torch.func.vjp(function, *inputs)
-        with torch.no_grad():  # else torch records its twice-differentiable formulas, which are less stable
-            return (value, *pullback(cotangent))
-
-    example = torch.linspace(-1.0, 1.0, 4)
-    graph = make_fx(value_and_pullback)(example, *(example.clone() for _ in names)).graph
-    results = _read(graph, ("cotangent", *names))
-    value, pulled = results[0], results[1:]
-    one = {"cotangent": const(1.0)}
-    return value, {name: substitute(p, one) for name, p in zip(names, pulled, strict=True)}
-
-
-def _read(graph: fx.Graph, names: Sequence[str]) -> list[Expr]:
-    known: dict[Any, Expr] = {}
-    inputs = iter(names)
-
-    def look_up(argument: Any) -> Any:
-        return known[argument] if hasattr(argument, "op") and hasattr(argument, "graph") else argument
-
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            known[node] = symbol(next(inputs))
-        elif node.op == "output":
-            return [look_up(a) for a in node.args[0]]
-        elif node.op == "call_function":
-            name = str(node.target).removeprefix("aten.").split(".")[0]
-            if name not in _ATEN:
-                raise NotImplementedError(f"torch recorded aten.{name}, which has no scalar printing")
-            known[node] = _ATEN[name](
-                *(look_up(a) for a in node.args), **{k: look_up(v) for k, v in node.kwargs.items() if k in ("approximate", "alpha")}
-            )
-        else:
-            raise NotImplementedError(f"torch recorded a node of kind {node.op!r}: a captured tensor has no scalar printing")
-    raise AssertionError("a traced graph without an output")
+"""Every operation of torch that has a printing, to the expression it means."""

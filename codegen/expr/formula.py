@@ -1,7 +1,8 @@
 """Expressions as text: `max(x, -200.0) * sigmoid(x)`, and back through an allow-listed grammar.
 
-The text is Python's own expression syntax restricted to names, finite numbers, `+ - * /` and calls of the operations of
-`graph`. It is what `registered.json` holds and what people are shown.
+The text is Python's own syntax restricted to names, finite numbers, `+ - * /` and calls of the operations of `graph`; what is
+used more than once, or nested deeply, is named first: `t1 = exp(-abs(x)); t1 / (1.0 + t1)`. It is what `registered.json` and
+the JSON form of a spec hold, and what people are shown.
 """
 
 from __future__ import annotations
@@ -9,66 +10,100 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection
 
-from .graph import ARITY, Expr, call, const, symbol
+from .graph import ARITY, Expr, call, const, symbol, symbols, walk
 
 _INFIX = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2)}
 _BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
 
+MAX_CHARACTERS = 100_000
+_SHORT = 24
+"""Characters up to which a shared expression is written out each time."""
+_DEEP = 30
+"""Levels of nesting after which an expression is named: Python's parser takes about 90."""
+
 
 def to_text(expr: Expr) -> str:
     """The formula, with no more parentheses than it needs."""
-    return _text(expr)[0]
+    uses: dict[int, int] = {}
+    for node in walk(expr):
+        for a in node.args:
+            uses[id(a)] = uses.get(id(a), 0) + 1
+    taken = symbols(expr)
+    texts: dict[int, tuple[str, int, int]] = {}  # text, how tightly it binds, levels of nesting
+    bindings: list[str] = []
+    for node in walk(expr):
+        text, binds = _text(node, texts)
+        depth = 1 + max((texts[id(a)][2] for a in node.args), default=0)
+        if node is not expr and node.args and ((uses[id(node)] > 1 and len(text) > _SHORT) or depth > _DEEP):
+            count = len(bindings) + 1
+            while f"t{count}" in taken:
+                count += 1000
+            bindings.append(f"t{count} = {text}")
+            text, binds, depth = f"t{count}", 4, 0
+        texts[id(node)] = text, binds, depth
+    return "; ".join([*bindings, texts[id(expr)][0]])
 
 
-def _text(expr: Expr) -> tuple[str, int]:
+def _text(node: Expr, texts: dict[int, tuple[str, int, int]]) -> tuple[str, int]:
     """The text and how tightly it binds: 1 sums, 2 products, 3 signs, 4 atoms."""
-    if expr.op == "symbol":
-        return expr.name, 4
-    if expr.op == "const":
-        return repr(expr.value), 4 if expr.value >= 0 else 3
-    if expr.op == "neg":
-        inner, binds = _text(expr.args[0])
+    if node.op == "symbol":
+        return node.name, 4
+    if node.op == "const":
+        return repr(node.value), 4 if node.value >= 0 else 3
+    args = [texts[id(a)][:2] for a in node.args]
+    if node.op == "neg":
+        inner, binds = args[0]
         return (f"-{inner}" if binds >= 3 else f"-({inner})"), 3
-    if expr.op in _INFIX:
-        sign, level = _INFIX[expr.op]
-        left, left_binds = _text(expr.args[0])
-        right, right_binds = _text(expr.args[1])
+    if node.op in _INFIX:
+        sign, level = _INFIX[node.op]
+        (left, left_binds), (right, right_binds) = args
         left = left if left_binds >= level else f"({left})"
         right = right if right_binds > level else f"({right})"  # the right side of - and / must not regroup
         return f"{left} {sign} {right}", level
-    return f"{expr.op}({', '.join(to_text(a) for a in expr.args)})", 4
+    return f"{node.op}({', '.join(text for text, _ in args)})", 4
 
 
 def parse(text: str, names: Collection[str]) -> Expr:
     """The expression of `text` over the inputs `names`. Anything outside the grammar is a ValueError that names it."""
-    if len(text) > 20_000:
-        raise ValueError(f"a formula of {len(text)} characters; at most 20000 are read")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"a formula of {len(text)} characters; at most {MAX_CHARACTERS} are read")
     try:
-        tree = ast.parse(text, mode="eval")
-    except (SyntaxError, RecursionError, MemoryError) as error:
+        body = ast.parse(text.strip()).body
+    except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
         raise ValueError(f"not a formula: {text[:80]!r}") from error
-    return _parse(tree.body, names)
+    known = {name: symbol(name) for name in names}
+    for statement in body[:-1]:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name not in known:
+                known[name] = _parse(value, known)
+            case _:
+                raise ValueError(
+                    f"{ast.unparse(statement)[:80]!r} is outside the grammar of formulas: `name = formula`, each name once"
+                )
+    if not body or not isinstance(body[-1], ast.Expr):
+        raise ValueError(f"not a formula: {text[:80]!r}")
+    return _parse(body[-1].value, known)
 
 
-def _parse(node: ast.expr, names: Collection[str]) -> Expr:
+def _parse(node: ast.expr, known: dict[str, Expr]) -> Expr:
     if isinstance(node, ast.Name):
-        if node.id not in names:
-            raise ValueError(f"the formula names {node.id!r}; its inputs are {', '.join(sorted(names))}")
-        return symbol(node.id)
+        if node.id not in known:
+            raise ValueError(f"the formula names {node.id!r}; its inputs are {', '.join(sorted(known))}")
+        return known[node.id]
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
         try:
             return const(node.value)
         except OverflowError:
             raise ValueError(f"the number {str(node.value)[:20]}… is too large") from None
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_parse(node.operand, names)
+        return -_parse(node.operand, known)
     if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
-        return call(_BINARY[type(node.op)], _parse(node.left, names), _parse(node.right, names))
+        return call(_BINARY[type(node.op)], _parse(node.left, known), _parse(node.right, known))
     if (
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
         and not node.keywords
         and ARITY.get(node.func.id) == len(node.args)
     ):
-        return call(node.func.id, *(_parse(a, names) for a in node.args))
+        return call(node.func.id, *(_parse(a, known) for a in node.args))
     raise ValueError(f"{ast.unparse(node)[:80]!r} is outside the grammar of formulas")

@@ -10,60 +10,32 @@ The operations stand at the level of mathematics (`sigmoid`, `normal_cdf`); `sta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-ELEMENTARY: Final = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "neg",
-        "abs",
-        "exp",
-        "log",
-        "sqrt",
-        "sin",
-        "cos",
-        "erf",
-        "max",
-        "min",
-        "where",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "eq",
-        "ne",
-        "both",
-        "either",
-        "invert",
-    ]
-)
+ELEMENTARY: Final = frozenset([
+    "add", "sub", "mul", "div", "neg", "abs", "floor", "exp", "log", "sqrt", "sin", "cos", "erf", "max", "min",
+    "where", "lt", "le", "gt", "ge", "eq", "ne", "both", "either", "invert",
+])  # fmt: skip
 """What every backend prints. `max` and `min` pass NaN on, as torch does; comparisons with NaN are false."""
 
-INTRINSIC: Final = frozenset(
-    [
-        "sigmoid",
-        "sigmoid_grad",
-        "tanh",
-        "tanh_grad",
-        "normal_cdf",
-        "normal_pdf",
-        "softplus",
-        "expm1",
-        "tanh_softplus",
-        "tanh_softplus_grad",
-        "erfc",
-    ]
-)
-"""Functions of one argument that `stable` knows a cancellation-free form of."""
+_INTRINSIC_PAIRS: Final = frozenset(["pow", "atan2", "hypot", "logaddexp"])
+
+INTRINSIC: Final = _INTRINSIC_PAIRS | frozenset([
+    "sigmoid", "sigmoid_grad", "tanh", "tanh_grad", "normal_cdf", "normal_pdf", "erfc",
+    "softplus", "log_sigmoid", "tanh_softplus", "tanh_softplus_grad",
+    "expm1", "exp2", "log1p", "log2", "log10", "rsqrt",
+    "sinh", "cosh", "tan", "asin", "acos", "atan", "asinh", "acosh", "atanh",
+])  # fmt: skip
+"""Functions that `stable` knows a form of, in elementary operations and precise at every scale. `pow(x, y)` is the real power:
+NaN for x < 0, unless y is a whole constant. `atan2(y, x)` takes the ordinate first, as everywhere."""
 
 ARITY: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("neg", "abs", "exp", "log", "sqrt", "sin", "cos", "erf", "invert", *sorted(INTRINSIC)), 1),
+    **dict.fromkeys(("neg", "abs", "floor", "exp", "log", "sqrt", "sin", "cos", "erf", "invert"), 1),
+    **dict.fromkeys(sorted(INTRINSIC - _INTRINSIC_PAIRS), 1),
     **dict.fromkeys(("add", "sub", "mul", "div", "max", "min", "lt", "le", "gt", "ge", "eq", "ne", "both", "either"), 2),
+    **dict.fromkeys(sorted(_INTRINSIC_PAIRS), 2),
     "where": 3,
 }
 
@@ -137,19 +109,29 @@ def _as_expr(value: Expr | float) -> Expr:
     return value if isinstance(value, Expr) else const(value)
 
 
+def _softplus(x: float) -> float:
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
 _FOLD: Final[Mapping[str, Callable[..., float]]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "div": lambda a, b: a / b,
     "neg": lambda a: -a,
-    "abs": abs,
-    "exp": math.exp,
-    "log": math.log,
-    "sqrt": math.sqrt,
     "max": max,
     "min": min,
-}
+    "abs": abs,
+    **{name: getattr(math, name) for name in (
+        "floor", "exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "sin", "cos", "tan", "asin", "acos", "atan", "sinh",
+        "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc", "pow", "atan2", "hypot",
+    )},
+    "exp2": lambda x: math.pow(2.0, x),
+    "rsqrt": lambda x: 1.0 / math.sqrt(x),
+    "softplus": _softplus,
+    "log_sigmoid": lambda x: -_softplus(-x),
+    "logaddexp": lambda a, b: max(a, b) + _softplus(-abs(a - b)),
+}  # fmt: skip
 
 
 def call(op: str, *operands: Expr | float) -> Expr:
@@ -206,11 +188,33 @@ def _simplify(op: str, args: tuple[Expr, ...]) -> Expr | None:
             return a.args[0]
         if a.op == "mul" and a.args[1].is_const():
             return call("mul", a.args[0], -a.args[1].value)
+        if a.op == "where" and a.args[1].is_const(0.0):  # a shut gate stays in sight
+            return call("where", a.args[0], 0.0, -a.args[2])
     elif op == "where":
         _, a, b = args
         if a is b:
             return a
+    elif op == "pow" and args[1].is_const():
+        return _constant_power(args[0], args[1].value)
     return None
+
+
+def _constant_power(x: Expr, exponent: float) -> Expr | None:
+    """Products, reciprocals and roots where they do: more precise than exp(y·log(x)), and right for negative x."""
+    if exponent.is_integer() and abs(exponent) <= 8:
+        product = _product(x, int(abs(exponent)))
+        return product if exponent >= 0 else 1.0 / product
+    if exponent == 1.5:
+        return x * call("sqrt", x)
+    return call("sqrt" if exponent > 0 else "rsqrt", x) if abs(exponent) == 0.5 else None
+
+
+def _product(x: Expr, count: int) -> Expr:
+    """x·x·…·x by repeated squaring."""
+    if count < 2:
+        return x if count else const(1.0)
+    half = _product(x, count // 2)
+    return half * half * x if count % 2 else half * half
 
 
 def walk(*roots: Expr) -> Iterator[Expr]:
@@ -236,13 +240,23 @@ def rebuild(root: Expr, visit: Callable[[Expr, tuple[Expr, ...]], Expr]) -> Expr
     return done[id(root)]
 
 
+def renewed(node: Expr, args: tuple[Expr, ...]) -> Expr:
+    """The same operation on other arguments."""
+    if node.op == "snippet":
+        return handwritten(node.name, args)
+    return call(node.op, *args) if args else node
+
+
+def handwritten(text: str, args: Sequence[Expr]) -> Expr:
+    """A backend's own text, in the form of `snippet.positional`, over its arguments. Nothing is known about it here."""
+    return _intern("snippet", tuple(args), text)
+
+
 def substitute(root: Expr, bindings: Mapping[str, Expr]) -> Expr:
     """The expression with symbols replaced: this is function composition."""
 
     def visit(node: Expr, args: tuple[Expr, ...]) -> Expr:
-        if node.op == "symbol":
-            return bindings.get(node.name, node)
-        return call(node.op, *args) if args else node
+        return bindings.get(node.name, node) if node.op == "symbol" else renewed(node, args)
 
     return rebuild(root, visit)
 

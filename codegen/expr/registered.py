@@ -62,7 +62,7 @@ def activation(name: str) -> tuple[Expr, Expr]:
 
 def retrace() -> dict[str, dict[str, str]]:
     """What `registered.json` should hold, traced anew by the installed torch."""
-    from .aten import trace
+    from .trace import trace
 
     table = {}
     for name, function in definitions().items():

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mlpdsl.testing.functions import FUNCTIONS
 
-__all__ = ["UNIT", "Bounded", "activation", "add", "exact", "matmul", "mul", "rounded", "slope", "total"]
+__all__ = ["UNIT", "Bounded", "activation", "add", "exact", "matmul", "mul", "rounded", "settled", "slope", "total"]
 
 U32 = 2.0**-24
 TINY32 = 2.0**-126
@@ -67,7 +67,7 @@ def exact(tensor: Tensor) -> Bounded:
     return Bounded(value, value.new_zeros(()))
 
 
-def _settled(value: Tensor, bound: Tensor, *sources: Bounded, dtype: torch.dtype = torch.float32) -> Bounded:
+def settled(value: Tensor, bound: Tensor, *sources: Bounded, dtype: torch.dtype = torch.float32) -> Bounded:
     """(value, bound) after what lies beyond the dtype's range: inf where that is certain, no bound where it may be."""
     info = torch.finfo(dtype)
     limit = info.max * (1 + UNIT[dtype] / 2)  # halfway to what would be the next power of two
@@ -90,7 +90,7 @@ def rounded(b: Bounded, dtype: torch.dtype, replay: bool = False) -> Bounded:
     is many times sharper, and holds only for a kernel that does round here.
     """
     error = SLACK * (UNIT[dtype] * b.value.abs() + HALF_STEP[dtype])
-    loose = _settled(b.value, b.bound + error, b, dtype=dtype)
+    loose = settled(b.value, b.bound + error, b, dtype=dtype)
     if not replay:
         return Bounded(loose.value, loose.bound, dtype)
 
@@ -117,7 +117,7 @@ def matmul(a: Bounded, b: Bounded, precision: str, bias: Bounded | None = None) 
     if bias is not None:
         value = value + bias.value
         bound = bound + rounding * bias.value.abs()
-    result = _settled(value, bound + (depth + 8) * TINY32)
+    result = settled(value, bound + (depth + 8) * TINY32)
     unknown = torch.zeros_like(result.bound, dtype=torch.bool)
     if a.bound.isinf().any():
         unknown = unknown | a.bound.isinf().any(1, keepdim=True)
@@ -136,13 +136,13 @@ def _largest(magnitude: Tensor) -> float:
 
 def add(a: Bounded, b: Bounded) -> Bounded:
     value = a.value + b.value
-    return _settled(value, a.bound + b.bound + SLACK * U32 * value.abs() + TINY32, a, b)
+    return settled(value, a.bound + b.bound + SLACK * U32 * value.abs() + TINY32, a, b)
 
 
 def mul(a: Bounded, b: Bounded) -> Bounded:
     value = a.value * b.value
     bound = a.value.abs() * b.bound + b.value.abs() * a.bound + a.bound * b.bound
-    return _settled(value, bound + SLACK * U32 * value.abs() + TINY32, a, b)
+    return settled(value, bound + SLACK * U32 * value.abs() + TINY32, a, b)
 
 
 def total(b: Bounded, dims: Sequence[int]) -> Bounded:
@@ -152,7 +152,7 @@ def total(b: Bounded, dims: Sequence[int]) -> Bounded:
     length = sum(b.value.shape[dim] for dim in dims) + 8
     bound = (b.bound + SLACK * length * U32 * b.value.abs() + TINY32).expand(b.value.shape)
     value, bound = b.value.sum(tuple(dims)), bound.sum(tuple(dims))
-    return _settled(value, bound, Bounded(value, bound))
+    return settled(value, bound, Bounded(value, bound))
 
 
 def _elementwise(rule: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], p: Bounded) -> Bounded:
@@ -161,7 +161,7 @@ def _elementwise(rule: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], p: Bou
     starts = range(0, max(values.numel(), 1), CHUNK)
     parts = [rule(values[at : at + CHUNK], bounds[at : at + CHUNK]) for at in starts]
     value, bound = (torch.cat(each).reshape(p.value.shape) for each in zip(*parts, strict=True))
-    return _settled(value, bound, p)
+    return settled(value, bound, p)
 
 
 def activation(name: str, p: Bounded) -> Bounded:

@@ -25,9 +25,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mlpdsl.function import Function
 from mlpdsl.names import LAYER_SCALE, RESIDUAL, SCALE
 from mlpdsl.spec import MLPSpec
-from mlpdsl.testing import bounded
+from mlpdsl.testing import bounded, custom
 from mlpdsl.testing.bounded import Bounded
 
 __all__ = ["Bounded", "OracleError", "Report", "backward", "check", "forward"]
@@ -55,8 +56,11 @@ class _Network:
         return bounded.matmul(h, self.weight(name).T, self.spec.precision, bias)
 
     def hidden(self, pre: Sequence[Bounded]) -> Bounded:
-        """act(z), or act(gate)∘up, rounded."""
-        activated = bounded.activation(self.spec.activation, pre[0])
+        """act(z), act(gate)∘up or act(gate, up), rounded."""
+        act = self.spec.activation
+        if isinstance(act, Function) and len(act.inputs) == 2:
+            return self.rounded(custom.value(act, pre))
+        activated = _activation(act, pre[0])
         return self.rounded(bounded.mul(activated, pre[1]) if self.spec.gated else activated)
 
     def rounded(self, b: Bounded) -> Bounded:
@@ -64,19 +68,26 @@ class _Network:
         return bounded.rounded(b, self.dtype, self.replay)
 
     def operand(self, name: str) -> Bounded:
-        given = self.operands[name]
-        return bounded.exact(given.reshape(-1, self.spec.d_out) if name == RESIDUAL else given)
+        """(M, N) of kind tile, (M, 1) row, (N,) column, () scalar."""
+        given, kind = self.operands[name], self.spec.operands()[name]
+        shape = {"tile": (-1, self.spec.d_out), "row": (-1, 1), "column": (-1,), "scalar": ()}[kind]
+        return bounded.exact(given.reshape(shape))
+
+    def inputs_of(self, entry: Function, tile: Bounded) -> list[Bounded]:
+        return [tile, *(self.operand(name) for name in entry.operands)]
 
     def epilogue(self, t: Bounded) -> list[Bounded]:
         """The output tile before every epilogue entry, and after the last."""
         steps = [t]
-        for name in self.spec.epilogue:
-            if name == RESIDUAL:
-                steps.append(bounded.add(steps[-1], self.operand(name)))
-            elif name in (LAYER_SCALE, SCALE):
-                steps.append(bounded.mul(steps[-1], self.operand(name)))
+        for entry in self.spec.epilogue:
+            if isinstance(entry, Function):
+                steps.append(custom.value(entry, self.inputs_of(entry, steps[-1])))
+            elif entry == RESIDUAL:
+                steps.append(bounded.add(steps[-1], self.operand(RESIDUAL)))
+            elif entry in (LAYER_SCALE, SCALE):
+                steps.append(bounded.mul(steps[-1], self.operand(str(entry))))
             else:
-                steps.append(bounded.activation(name, steps[-1]))
+                steps.append(_activation(entry, steps[-1]))
         return steps
 
     def run(self) -> Bounded:
@@ -163,14 +174,9 @@ def backward(
         if layer == 0:
             found["x"] = dh
         elif spec.gated:
-            gate, up = saved[0]
-            slope = bounded.slope(spec.activation, gate)
-            unrounded = [
-                bounded.mul(bounded.mul(dh, up), slope),
-                bounded.mul(dh, bounded.activation(spec.activation, gate)),
-            ]
+            unrounded = [bounded.mul(dh, by) for by in _gate_partials(spec, *saved[0])]
         else:
-            unrounded = [bounded.mul(dh, bounded.slope(spec.activation, saved[layer - 1][0]))]
+            unrounded = [bounded.mul(dh, _slope(spec.activation, saved[layer - 1][0]))]
     tensors = {"x": x, **net.params, **net.operands}
     order = ["x", *spec.parameter_shapes(), *spec.operands()]
     return {name: _as_gradient(found[name], tensors[name], net.dtype) for name in order}
@@ -179,15 +185,45 @@ def backward(
 def _epilogue_backward(net: _Network, tile: Bounded, gradient: Bounded, found: dict[str, Bounded]) -> Bounded:
     """The gradient by the tile before the epilogue, in float32; those by the operands go into `found`."""
     steps = net.epilogue(tile)
-    for name, before in zip(reversed(net.spec.epilogue), reversed(steps[:-1]), strict=True):
-        if name == RESIDUAL:
-            found[name] = gradient
-        elif name in (LAYER_SCALE, SCALE):
-            found[name] = bounded.total(bounded.mul(gradient, before), [0] if name == LAYER_SCALE else [0, 1])
+    for entry, before in zip(reversed(net.spec.epilogue), reversed(steps[:-1]), strict=True):
+        if isinstance(entry, Function):
+            by_tile, *by_operands = custom.partials(entry, net.inputs_of(entry, before))
+            for (name, kind), by in zip(entry.operands.items(), by_operands, strict=True):
+                found[name] = _summed(bounded.mul(gradient, by), kind)
+            gradient = bounded.mul(gradient, by_tile)
+        elif entry == RESIDUAL:
+            found[RESIDUAL] = gradient
+        elif entry in (LAYER_SCALE, SCALE):
+            name = str(entry)
+            found[name] = _summed(bounded.mul(gradient, before), net.spec.operands()[name])
             gradient = bounded.mul(gradient, net.operand(name))
         else:
-            gradient = bounded.mul(gradient, bounded.slope(name, before))
+            gradient = bounded.mul(gradient, _slope(entry, before))
     return gradient
+
+
+def _summed(b: Bounded, kind: str) -> Bounded:
+    """A gradient of the whole tile, (M, N), summed to the shape of an operand of that kind."""
+    if kind == "tile":
+        return b
+    total = bounded.total(b, {"column": [0], "row": [1], "scalar": [0, 1]}[kind])
+    return Bounded(total.value.unsqueeze(1), total.bound.unsqueeze(1)) if kind == "row" else total
+
+
+def _activation(declared: object, p: Bounded) -> Bounded:
+    return custom.value(declared, [p]) if isinstance(declared, Function) else bounded.activation(str(declared), p)
+
+
+def _slope(declared: object, p: Bounded) -> Bounded:
+    return custom.partials(declared, [p])[0] if isinstance(declared, Function) else bounded.slope(str(declared), p)
+
+
+def _gate_partials(spec: MLPSpec, gate: Bounded, up: Bounded) -> list[Bounded]:
+    """The derivatives of the hidden value by gate and by up."""
+    act = spec.activation
+    if isinstance(act, Function) and len(act.inputs) == 2:
+        return custom.partials(act, [gate, up])
+    return [bounded.mul(up, _slope(act, gate)), _activation(act, gate)]
 
 
 def _as_gradient(found: Bounded, tensor: Tensor, dtype: torch.dtype) -> Bounded:

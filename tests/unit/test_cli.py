@@ -264,11 +264,13 @@ def test_a_missing_dependency_is_named(run: Run, monkeypatch: pytest.MonkeyPatch
 # The process: what it imports, pipes and terminals
 
 HELP = """
+ARGUMENTS = [["--help"], ["show", "--help"], ["explain", "--help"], ["doctor", "--help"], ["cache", "--help"], ["--version"]]
+ARGUMENTS += [["cache", name, "--help"] for name in ("info", "ls", "show", "verify", "clear")]
 import contextlib, io, json, sys
 from mlpdsl.cli import main
 printed = io.StringIO()
 with contextlib.redirect_stdout(printed):
-    statuses = [main(args) for args in (["--help"], ["show", "--help"], ["explain", "--help"], ["--version"])]
+    statuses = [main(args) for args in ARGUMENTS]
 heavy = [name for name in ("torch", "triton", "jinja2", "numpy", "rich") if name in sys.modules]
 print(json.dumps([statuses, heavy, printed.getvalue()]))
 """
@@ -277,10 +279,32 @@ print(json.dumps([statuses, heavy, printed.getvalue()]))
 def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", HELP], env=environ(), capture_output=True, text=True, timeout=60, check=True)
     statuses, heavy, text = json.loads(done.stdout)
-    assert (statuses, heavy) == ([0, 0, 0, 0], [])
-    for words in ("show", "explain", "--stage", "--target", "--kernel", "--forward-only", "module:attribute", "sm_90", "gfx942"):
+    assert (statuses, heavy) == ([0] * 11, [])
+    for words in (
+        "show",
+        "explain",
+        "doctor",
+        "cache",
+        "--manifest",
+        "--damaged",
+        "--dry-run",
+        "--json",
+        "--stage",
+        "--target",
+        "--kernel",
+        "--forward-only",
+        "module:attribute",
+        "sm_90",
+        "gfx942",
+    ):
         assert words in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_import_of_the_command_line_is_light() -> None:
+    code = "import json, sys, mlpdsl.cli; print(json.dumps([n for n in ('torch', 'triton', 'click') if n in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], env=environ(), capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == []
 
 
 def test_piped_into_head_it_is_quiet(tmp_path: Path) -> None:

@@ -1,0 +1,378 @@
+"""`mlpdsl.activation`, `mlpdsl.epilogue`, `mlpdsl.register_activation`: from a Python function to a `Function` of formulas.
+
+Here torch traces, checks and names what is wrong; what comes out is data. Nothing in this file runs when a spec is read or called.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mlpdsl.codegen.expr import formula, snippet, soundness
+from mlpdsl.codegen.expr.capture import capture
+from mlpdsl.codegen.expr.graph import Expr, symbol
+from mlpdsl.codegen.expr.refusal import Refused, location
+from mlpdsl.codegen.expr.registered import activation as registered_activation
+from mlpdsl.codegen.expr.torch_code import to_torch
+from mlpdsl.codegen.expr.trace import trace, trace_value
+from mlpdsl.errors import SpecError, UnstableWarning, UnsupportedError, describe, shorten
+from mlpdsl.function import ACTIVATION_INPUTS, GATED_INPUTS, REGISTERED, TILE, Function, check_kind, check_operand_name
+from mlpdsl.names import ACTIVATIONS, ALIASES, EPILOGUE_OPERANDS, REFUSED, listed
+
+__all__ = ["activation", "canonical_name", "epilogue", "from_plain", "register_activation"]
+
+_traced: dict[object, Function] = {}
+"""What was traced in this process, by fingerprint: declaring ten specs with one function traces once."""
+
+
+def activation(
+    fn: Callable[..., Any],
+    *,
+    derivative: Callable[..., Any] | None = None,
+    triton: Sequence[str] | None = None,
+    check: bool = True,
+) -> Function:
+    """A torch function as an activation: of one tensor x, or of (gate, up) where the MLP is gated.
+
+    The function is elementwise, on float32 tensors of one shape. It is traced now, with the numbers it captures as they are now;
+    value and derivative are compared with the function in float64 over a sweep of inputs up to ±65504 (`check=False` leaves that
+    out). MLPSpec(activation=fn) does the same with the defaults.
+
+    `derivative(x)`, or `derivative(gate, up)` returning a pair, replaces the one that torch derives. `triton` is the way out where
+    nothing can be traced: one Triton expression of the value, then one of the derivative by each input, over the names of the
+    inputs ("x", or "gate" and "up"), made of arithmetic, tl's elementwise functions and libdevice's.
+
+    Raises `SpecError` where it is not such a function or its formula breaks in float32, `UnsupportedError` with the reason and the
+    line where it cannot be fused. Warns with `UnstableWarning` where it loses most of its digits.
+    """
+    inputs = GATED_INPUTS if _arity(fn, "mlpdsl.activation") == 2 else ACTIVATION_INPUTS
+    return _function(fn, inputs, (), derivative, triton, check, "mlpdsl.activation")
+
+
+def epilogue(
+    fn: Callable[..., Any],
+    *,
+    derivative: Callable[..., Any] | None = None,
+    triton: Sequence[str] | None = None,
+    check: bool = True,
+    **kinds: str,
+) -> Function:
+    """A torch function as an entry of MLPSpec.epilogue: `epilogue(fn, residual="tile", gamma="column")`.
+
+    fn's first parameter is the output tile, in float32 before its rounding; the others are operands by name, each of a kind: "tile"
+    (M, N), "column" (N,), "row" (M, 1) or "scalar" (). All are tensors of a call, with gradients; a learned scalar is an operand,
+    and changing it compiles nothing. The options and errors are those of `activation`; `derivative` returns one tensor for the
+    tile and each operand, in the order of fn's parameters.
+    """
+    where = "mlpdsl.epilogue"
+    names = _parameters(fn, where)
+    if names is None:
+        names = ["tile", *kinds]
+    if not names:
+        raise SpecError(describe(where, fn, "a function whose first parameter is the output tile", "Add the parameter."))
+    for name, kind in kinds.items():
+        check_operand_name(name, f"{where}, operand")
+        check_kind(kind, f"{where}, {name}")
+    wanted, optional = names[1:], _optional(fn)
+    missing = [n for n in wanted if n not in kinds and n not in optional]
+    unknown = [n for n in kinds if n not in wanted]
+    if missing or unknown:
+        said = "; ".join(f"{word} {', '.join(those)}" for word, those in (("missing", missing), ("no parameter", unknown)) if those)
+        example = ", ".join(f'{n}="column"' for n in missing[:3])
+        step = f"Give each operand its kind: mlpdsl.epilogue(fn, {example})." if missing else "Name them as fn's parameters."
+        raise SpecError(describe(f"{where}, operands", said, f"one kind for each of: {', '.join(wanted) or 'none'}", step))
+    operands = [n for n in wanted if n in kinds]
+    return _function(fn, (TILE, *operands), tuple(kinds[n] for n in operands), derivative, triton, check, where)
+
+
+def register_activation(
+    name: str,
+    fn: Callable[..., Any] | Function,
+    *,
+    replace: bool = False,
+    derivative: Callable[..., Any] | None = None,
+    triton: Sequence[str] | None = None,
+    check: bool = True,
+) -> Function:
+    """Give a function a name, in this process: MLPSpec(activation=name), and as an epilogue where it has one input.
+
+    A spec holds the function itself, so that its JSON means the same where the name is not registered. Registering an equal
+    function again changes nothing; another one under the same name needs `replace`. Raises as `activation` does, and `SpecError`
+    for a name that is taken or no word of [a-z][a-z0-9_]*, at most 40 characters.
+    """
+    where = "mlpdsl.register_activation, name"
+    if type(name) is not str or not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
+        raise SpecError(describe(where, name, "a word of a-z, 0-9 and _", "Choose another name."))
+    if name in (*ACTIVATIONS, *ALIASES, *REFUSED, *EPILOGUE_OPERANDS):
+        raise SpecError(describe(where, name, "a name that mlpdsl does not use itself", "Choose another name."))
+    made = fn if isinstance(fn, Function) else activation(fn, derivative=derivative, triton=triton, check=check)
+    if made.is_epilogue:
+        raise SpecError(describe("mlpdsl.register_activation, fn", fn, "an activation", "Pass what mlpdsl.activation returned."))
+    if not replace and REGISTERED.setdefault(name, made) != made:
+        raise SpecError(describe(where, name, "a name not registered yet", "Pass replace=True to replace the other function."))
+    REGISTERED[name] = made
+    return made
+
+
+# Declaring
+
+
+def _parameters(fn: Any, where: str) -> list[str] | None:
+    """The names of the positional parameters; None where Python cannot tell (torch's builtins)."""
+    if not callable(fn) or isinstance(fn, type):
+        step = f"Pass an instance: {fn.__name__}()." if isinstance(fn, type) else "Pass a function of torch tensors."
+        raise SpecError(describe(where, fn, "a function of torch tensors", step))
+    signature = _signature(fn)
+    if signature is None:
+        return None
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in signature.parameters.values() if p.kind in kinds]
+
+
+def _signature(fn: Any) -> inspect.Signature | None:
+    try:
+        return inspect.signature(getattr(fn, "forward", fn))  # a module is called through *args
+    except (TypeError, ValueError):
+        return None
+
+
+def _optional(fn: Any) -> set[str]:
+    signature = _signature(fn)
+    found = signature.parameters.values() if signature else ()
+    return {p.name for p in found if p.default is not inspect.Parameter.empty}
+
+
+def _arity(fn: Any, where: str) -> int:
+    names = _parameters(fn, where)
+    if names is None:
+        return _takes(fn)
+    required = [n for n in names if n not in _optional(fn)]
+    if len(required) == 2:
+        return 2
+    if len(required) > 2 or not names:
+        step = "Numbers are default arguments or closures; a learned scalar is an operand of an epilogue."
+        raise SpecError(describe(where, fn, f"a function of x, or of (gate, up), not of ({', '.join(required)})", step))
+    return 1
+
+
+def _takes(fn: Any) -> int:
+    """How many tensors one of torch's builtins takes: it has no signature, so it is tried."""
+    import torch
+
+    try:
+        fn(torch.ones(2))
+    except TypeError:
+        return 2
+    except Exception:  # it takes one; what is wrong with it is said later
+        return 1
+    return 1
+
+
+def _function(
+    fn: Any,
+    inputs: tuple[str, ...],
+    kinds: tuple[str, ...],
+    derivative: Callable[..., Any] | None,
+    triton: Sequence[str] | None,
+    checked: bool,
+    where: str,
+) -> Function:
+    name = re.sub(r"\W+", "_", str(getattr(fn, "__name__", type(fn).__name__))).strip("_") or "function"
+    snippets = _snippets(triton, inputs, where)
+    if type(checked) is not bool:
+        raise SpecError(describe(f"{where}, check", checked, "True or False", "Leave it out for True."))
+    try:
+        frozen, mark = capture(fn)
+        frozen_derivative, derivative_mark = (None, None) if derivative is None else capture(derivative)
+        key = (mark, derivative_mark, inputs, kinds, snippets, checked)
+        if key not in _traced:
+            _traced[key] = _trace(frozen, frozen_derivative, inputs, kinds, snippets, checked, name, where)
+        return _traced[key]
+    except Refused as refused:
+        at = f" ({refused.where})" if refused.where else ""
+        raise UnsupportedError(f"{where}: {name} cannot be fused{at}: {refused.why}. {refused.step}", (refused.why,)) from refused
+
+
+def _snippets(triton: Sequence[str] | None, inputs: tuple[str, ...], where: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    if triton is None:
+        return ()
+    if isinstance(triton, str) or not isinstance(triton, Sequence) or len(triton) != 1 + len(inputs):
+        allowed = f"{1 + len(inputs)} texts: the value, then the derivative by {', '.join(inputs)}"
+        raise SpecError(describe(f"{where}, triton", triton, allowed, "Write one Triton expression for each."))
+    return (("triton", tuple(_snippet(text, inputs, f"{where}, triton[{i}]") for i, text in enumerate(triton))),)
+
+
+def _snippet(text: object, inputs: Sequence[str], where: str) -> str:
+    try:
+        return snippet.checked(text if type(text) is str else "", inputs)
+    except ValueError as error:
+        raise SpecError(describe(where, text, f"one Triton expression ({error})", "Use tl's elementwise functions.")) from None
+
+
+def _trace(
+    frozen: Callable[..., Any],
+    derivative: Callable[..., Any] | None,
+    inputs: tuple[str, ...],
+    kinds: tuple[str, ...],
+    snippets: tuple[tuple[str, tuple[str, ...]], ...],
+    checked: bool,
+    name: str,
+    where: str,
+) -> Function:
+    try:
+        if derivative is None:
+            value, by = trace(frozen, inputs)
+            partials = list(by.values())
+        else:
+            (value,) = trace_value(frozen, inputs, 1)
+            partials = trace_value(derivative, inputs, len(inputs))
+    except Refused:
+        if not snippets:
+            raise
+        return Function(inputs, kinds, "", (), snippets, name, frozen, derivative)
+    if checked:
+        _judge(frozen, derivative, inputs, [value, *partials], name, where)
+    texts = [formula.to_text(e) for e in (value, *partials)]
+    return Function(inputs, kinds, texts[0], tuple(texts[1:]), snippets, name, frozen, derivative)
+
+
+def _judge(
+    frozen: Callable[..., Any],
+    derivative: Callable[..., Any] | None,
+    inputs: tuple[str, ...],
+    results: list[Expr],
+    name: str,
+    where: str,
+) -> None:
+    found = [p for p in soundness.problems(frozen, None, inputs, results) if p.kind != "faint"]
+    if not found:
+        return
+    worst = min(found, key=lambda p: p.kind != "broken")
+    stable = soundness.suggestions(results[0])
+    step = f"Stable: {'; '.join(stable)}." if stable else "Rewrite it without overflow or cancellation."
+    line = location(frozen)
+    if derivative is not None and worst.what != "the value":
+        message = f"{where}: {name}{f' ({line})' if line else ''}: {worst.what} you gave disagrees with torch's: {worst}"
+        raise SpecError(f"{message}. If that is meant (a straight-through estimator), pass check=False.")
+    message = f"{where}: {name}{f' ({line})' if line else ''} is unstable: {worst}. {step}"
+    if worst.kind == "broken":
+        raise SpecError(f"{message} To use it as it is, pass mlpdsl.{where.rpartition('.')[2]}(fn, check=False).")
+    warnings.warn(message, UnstableWarning, stacklevel=_outside())
+
+
+def _outside() -> int:
+    """How far up the stack the caller is, outside mlpdsl."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("mlpdsl"):
+        level, frame = level + 1, frame.f_back
+    return level - 1
+
+
+# JSON
+
+
+_KEYS = ("expr", "grads", "operands", "snippets", "inputs")
+
+
+def from_plain(content: Mapping[str, Any], where: str, epilogue: bool) -> Function:
+    """The function of its JSON form: {"expr": formula, "grads": [formula …], "operands": [[name, kind] …]}.
+
+    Without "grads" they are derived, by torch. Raises `SpecError` for anything outside the grammar.
+    """
+    unknown = [k for k in content if k not in _KEYS]
+    if unknown:
+        raise SpecError(describe(f"{where}, key", unknown[0], listed(_KEYS), "Remove what is not one of these."))
+    operands = _pairs(content.get("operands", []), f"{where}.operands")
+    if operands and not epilogue:
+        raise SpecError(describe(f"{where}.operands", content["operands"], "none in an activation", "Use an epilogue."))
+    inputs, text = _inputs(content, operands, where, epilogue), content["expr"]
+    kinds = tuple(kind for _, kind in operands)
+    raw = content.get("snippets", {})
+    if type(raw) is not dict or any(b not in snippet.BACKENDS for b in raw):
+        raise SpecError(describe(f"{where}.snippets", raw, f"an object with {listed(snippet.BACKENDS)}", "Leave it out."))
+    snippets = _snippets(raw.get("triton"), inputs, where)
+    if text == "" and snippets:
+        return Function(inputs, kinds, "", (), snippets)
+    value = _parsed(text, inputs, f"{where}.expr")
+    grads = content.get("grads")
+    if grads is None:
+        run = to_torch((value,), inputs)
+        try:
+            _, by = trace(lambda *tensors: run(*tensors)[0], inputs)
+        except Refused as refused:
+            raise SpecError(describe(f"{where}.expr", text, "a formula that torch differentiates", str(refused))) from refused
+        partials = list(by.values())
+    elif type(grads) is list and len(grads) == len(inputs):
+        partials = [_parsed(g, inputs, f"{where}.grads[{i}]") for i, g in enumerate(grads)]
+    else:
+        step = "Leave grads out to have them derived."
+        raise SpecError(describe(f"{where}.grads", grads, f"{len(inputs)} formulas, by {', '.join(inputs)}", step))
+    texts = [formula.to_text(e) for e in (value, *partials)]
+    return Function(inputs, kinds, texts[0], tuple(texts[1:]), snippets)
+
+
+def _parsed(text: object, inputs: Sequence[str], where: str) -> Expr:
+    try:
+        return formula.parse(text if type(text) is str else repr(text)[:80], inputs)
+    except (ValueError, RecursionError) as error:
+        step = "Formulas are names, numbers, + - * / and calls like sigmoid(x); see the docs page on activations."
+        raise SpecError(describe(where, text, str(error), step)) from None
+
+
+def _pairs(value: object, where: str) -> list[tuple[str, str]]:
+    step = 'Write [["gamma", "column"], …].'
+    if type(value) is not list or any(type(p) is not list or len(p) != 2 for p in value):
+        raise SpecError(describe(where, value, "a list of [name, kind] pairs", step))
+    pairs = [(check_operand_name(name, where), check_kind(kind, where)) for name, kind in value]
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise SpecError(describe(where, value, "every name once", step))
+    return pairs
+
+
+def _inputs(content: Mapping[str, Any], operands: Sequence[tuple[str, str]], where: str, epilogue: bool) -> tuple[str, ...]:
+    text, grads, count = content["expr"], content.get("grads"), content.get("inputs")
+    if type(text) is not str:
+        raise SpecError(describe(f"{where}.expr", text, "a formula as text", "For example {'expr': 'x * sigmoid(x)'}."))
+    if epilogue:
+        return (TILE, *(name for name, _ in operands))
+    if count == 2 or (type(grads) is list and len(grads) == 2) or (grads is None and re.search(r"\b(gate|up)\b", text)):
+        return GATED_INPUTS
+    return ACTIVATION_INPUTS
+
+
+# Meaning
+
+
+def canonical_name(function: Function) -> str | None:
+    """The registered activation that a function of one input is, formula by formula; None for any other."""
+    if len(function.inputs) != 1 or function.snippets or function.derivative is not None:
+        return None
+    x = symbol("x")
+    value, partials = expressions(function)
+    if function.is_epilogue:
+        from mlpdsl.codegen.expr.graph import substitute
+
+        value, *partials = (substitute(e, {TILE: x}) for e in (value, *partials))
+    return next((name for name in ACTIVATIONS if registered_activation(name) == (value, partials[0])), None)
+
+
+def expressions(function: Function) -> tuple[Expr, list[Expr]]:
+    """Value and partial derivatives as expressions, over the function's inputs."""
+    value, *partials = (formula.parse(text, function.inputs) for text in (function.value, *function.partials))
+    return value, partials
+
+
+def accept(value: object, where: str, *, epilogue: bool = False) -> Function | str:
+    """What stands in a spec for a callable, or for the JSON form of one: a registered name where it is that, else a `Function`."""
+    if isinstance(value, Function):
+        made = value
+    elif type(value) is dict:
+        made = from_plain(value, where, epilogue)
+    elif callable(value):
+        made = globals()["epilogue" if epilogue else "activation"](value)
+    else:
+        raise SpecError(describe(where, value, "a function", f"Got {shorten(value)}."))
+    return canonical_name(made) or made
