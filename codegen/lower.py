@@ -101,9 +101,9 @@ def _entry(entry: object) -> tuple[Expr, Expr, dict[str, Expr]]:
     return value, derivative, {}
 
 
-def _entry_text(entry: object, of: str) -> str:
+def _entry_text(entry: object, of: str, index: int) -> str:
     if isinstance(entry, Function):
-        return f"function({', '.join([of, *entry.inputs[1:]])})"
+        return f"f{index}({', '.join([of, *entry.inputs[1:]])})"
     if entry == "residual":
         return f"{of} + {entry}"
     if entry in EPILOGUE_OPERANDS:
@@ -116,11 +116,14 @@ def _epilogue(spec: MLPSpec) -> Epilogue:
     value: Expr = _TILE
     text = "tile"
     steps = []
-    for declared in spec.epilogue:
+    notes = []
+    for index, declared in enumerate(spec.epilogue):
         entry = _entry(declared)
         steps.append((value, entry))
         value = substitute(entry[0], {"tile": value})
-        text = _entry_text(declared, text)
+        text = _entry_text(declared, text, index)
+        if isinstance(declared, Function):
+            notes.append(f"f{index}({', '.join(declared.inputs)}) = {text_of(declared)}")
     grad: Expr = _GRAD
     grads: dict[str, Expr] = {}
     for before, (_, by_tile, by_operand) in reversed(steps):
@@ -131,6 +134,7 @@ def _epilogue(spec: MLPSpec) -> Epilogue:
     operand_grads = tuple(grads[o.name] for o in operands)
     return Epilogue(
         text=text,
+        notes=tuple(notes),
         entries=tuple(f"fn{e.digest}" if isinstance(e, Function) else str(e) for e in spec.epilogue),
         operands=operands,
         value=value,

@@ -59,10 +59,11 @@ class Epilogue:
     `tile_grad` and `operand_grads` are the gradients given `grad` = d loss / d y. `tile_needed` says whether any of them reads
     the tile, which must then be saved. `same_as` tells, for each operand, whether its gradient is the very tensor `grad`
     ("grad") or the gradient of the tile ("tile"), so that nothing need be written for it; else it is "". `text` is the formula as
-    people write it.
+    people write it, `notes` what the users' functions in it are.
     """
 
     text: str
+    notes: tuple[str, ...]
     entries: tuple[str, ...]
     operands: tuple[Operand, ...]
     value: Expr

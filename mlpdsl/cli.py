@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor", "explain", "function_source", "main", "read_spec", "show", "table"]
 
-STAGES = ("source", "ptx", "resources")
+STAGES = ("source", "formulas", "ptx", "resources")
 
 _FORMS = "JSON text, the path of a .json file, or module:attribute"
 _SPEC_HELP = (
@@ -155,18 +155,27 @@ def show(
 ) -> int:
     """Print what is generated for SPEC; needs no GPU.
 
-    Stage `source` is the file, and says on stderr where it lies; `ptx` each kernel's PTX (AMD: assembly); `resources` a table of
+    Stage `source` is the file, and says on stderr where it lies; `formulas` the activation and the epilogue as they were traced,
+    with their derivatives; `ptx` each kernel's PTX (AMD: assembly); `resources` a table of
     registers, shared memory and spills, with exit status 1 where a kernel does not fit the target.
     """
     import click
 
-    if stage == "source":
+    if stage in ("source", "formulas"):
         for option, value in (("--m", m), ("--forward-only or --backward", backward), ("--path", path)):
             if value is not None:
-                raise click.UsageError(f"{option} does not change the source: add --stage ptx or --stage resources.")
+                raise click.UsageError(f"{option} does not change the {stage}: add --stage ptx or --stage resources.")
     if target is not None:
         parse_target(target, "--target")
     declared = read_spec(spec)
+    if stage == "formulas":
+        from mlpdsl.formulas import formulas
+
+        for option, given in (("--kernel", kernel), ("--target", target)):
+            if given is not None:
+                raise click.UsageError(f"{option} does not change the formulas.")
+        click.echo(formulas(declared), nl=False)
+        return 0
     if stage == "source":
         return _show_source(declared, target, kernel)
     from mlpdsl.resources import resources

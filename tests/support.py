@@ -346,7 +346,8 @@ def judge(call: Call, y: Tensor, grads: Mapping[str, Tensor], *, eager: bool = T
     for name, wanted in expected.items():
         # The inputs are finite. Past an overflow, inf·0 is NaN or not by the order in which factors are multiplied.
         wanted = Bounded(wanted.value, torch.where(wanted.value.isnan(), torch.inf, wanted.bound), wanted.dtype)
-        report = oracle.check(grads[name], wanted, f"gradient of {name} of {what}", eager_grads.get(name))
+        many = wanted.value.numel() >= 8  # the error of one number beside another one's says nothing
+        report = oracle.check(grads[name], wanted, f"gradient of {name} of {what}", eager_grads.get(name) if many else None)
         ratio = max(ratio, report.ratio)
         says = (wanted.value.abs() / wanted.bound.clamp(min=1e-300)).nan_to_num(nan=0.0, posinf=0.0)
         strength[name] = float(says.amax()) if says.numel() else 0.0

@@ -229,7 +229,8 @@ def _functions(plan: Plan, operands: Sequence[OperandView]) -> list[Function]:
         about = [
             f"{v.ident} is {o.name}, a {o.kind}." for o, v in zip(epilogue.operands, operands, strict=True) if v.ident != o.name
         ]
-        doc = [*_paragraph(epilogue.text), *(["", *about] if about else [])]
+        notes = [line for note in epilogue.notes for line in _paragraph(note)]
+        doc = [*_paragraph(epilogue.text), *(["", *notes, *about] if notes else [])]
         functions.append(print_function("finish", ["tile", *names], doc, [epilogue.value], rename, whole))
         own = [g for g, v in zip(epilogue.operand_grads, operands, strict=True) if v.grad == "own"]
         of = ["the tile", *(v.ident for v in operands if v.grad == "own")]

@@ -130,6 +130,9 @@ class _Walk:
             if getattr(value, "__module__", "") in _MODULES_OF_CHANCE or _is_method_of_chance(value):
                 raise Refused(f"the {kind} {name!r} gives random or changing numbers", "Pass them as an operand.", location(owner))
             return value, ("builtin", value.__module__, value.__qualname__)
+        if isinstance(value, type) and _is_autograd_function(value):
+            methods = [self.python(f)[1] for f in _static_methods(value)]
+            return value, ("autograd", value.__qualname__, tuple(methods))
         if isinstance(value, type) and value.__module__ in ("builtins", "torch"):
             return value, ("type", value.__qualname__)
         why = f"the {kind} {name!r} is a {type(value).__name__}, which can change and so has no fingerprint"
@@ -171,6 +174,17 @@ def _is_module(f: Any) -> bool:
     import torch
 
     return isinstance(f, torch.nn.Module)
+
+
+def _static_methods(kind: type) -> list[types.FunctionType]:
+    found = (getattr(kind, name, None) for name in ("forward", "backward", "setup_context"))
+    return [f for f in found if isinstance(f, types.FunctionType) and not _from_torch(f)]
+
+
+def _is_autograd_function(value: type) -> bool:
+    import torch
+
+    return issubclass(value, torch.autograd.Function)
 
 
 def _is_tensor(value: Any) -> bool:

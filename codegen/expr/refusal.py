@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import linecache
 import os
-from collections.abc import Callable, Iterator
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
@@ -52,30 +51,11 @@ def raised_at(traceback: TracebackType | None) -> str:
     return where
 
 
-def _frames(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
+def line_in(frame: FrameType | None) -> str:
+    """The innermost line of the user's own above a frame of ours, up to our next frame: what the user's function is just doing."""
+    frame = frame.f_back if frame else None
+    while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
+        if _is_users(frame.f_code):
+            return _line(frame.f_code, frame.f_lineno)
         frame = frame.f_back
-
-
-def calls_of(function: Callable[..., Any], inputs: tuple[Any, ...], name: str) -> str:
-    """The first user's line that makes torch run the operation `aten.<name>`; an empty text where none does."""
-    import sys
-
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    found: list[str] = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if not found and str(op).removeprefix("aten.").split(".")[0] == name:
-                users = (f for f in _frames(sys._getframe()) if _is_users(f.f_code))
-                found.extend(_line(f.f_code, f.f_lineno) for f in [next(users, None)] if f is not None)
-            return op(*args, **(kwargs or {}))
-
-    try:
-        with Watch():  # type: ignore[no-untyped-call]
-            function(*inputs)
-    except Exception:  # it may well fail after the operation looked for, and is refused anyway
-        pass
-    return found[0] if found else ""
+    return ""

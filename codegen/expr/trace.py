@@ -1,74 +1,81 @@
-"""From a Python function of torch tensors to an `Expr` and its derivatives: `make_fx` over `torch.func.vjp`.
+"""From a Python function of torch tensors to an `Expr` and its derivatives: torch runs it once, and every operation is read.
 
-Torch differentiates; this module only reads what it recorded, operation by operation, through the table of `aten`. What cannot be
-read is `Refused`, with the reason and the user's own line.
+The function and torch's own backward of it run on a small example under a dispatch mode, which sees what `make_fx` over
+`torch.func.vjp` would record, knows the expression behind every tensor, and the user's line that asked for it. (make_fx itself
+imports all of torch's compiler, one second or more at the import of whoever declares a function.) Torch differentiates; the table
+of `aten` says what each operation means. What cannot be read is `Refused` if a result depends on it.
 """
 
 from __future__ import annotations
 
-import operator
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import aten
-from .graph import Expr, call, const, substitute, symbol, walk
-from .refusal import Refused, calls_of, location, raised_at
+from .graph import Expr, call, const, symbol, walk
+from .reasons import reason
+from .refusal import Refused, line_in, location, raised_at
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx
+    from torch import Tensor
 
 MAX_OPERATIONS = 600
 """Operations of value and derivatives together; a longer one would not be a faster kernel."""
 
 _SHAPE = (2, 6)  # of the examples: even, so that chunk() and its like get as far as an honest reason
+_READS = ("_local_scalar_dense", "is_nonzero", "equal", "item")
+_UNSET = ("empty", "empty_like", "new_empty")
+_OVERWRITES = ("fill_", "zero_", "rrelu_with_noise", "rrelu_with_noise_backward")  # what they are given need have no meaning
+_IGNORED = ("layout", "device", "pin_memory", "memory_format", "non_blocking", "generator")
 
 
 def trace(function: Callable[..., Any], names: Sequence[str]) -> tuple[Expr, dict[str, Expr]]:
     """The function's value over the inputs `names`, and its partial derivative by each of them. Raises `Refused`."""
     import torch
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    def value_and_pullback(cotangent: Tensor, *inputs: Tensor) -> Any:
-        value, pullback, *_ = torch.func.vjp(function, *inputs)
-        with torch.no_grad():  # else torch records its twice-differentiable formulas, which are less stable
-            return (value, *pullback(cotangent))
 
     examples = _examples(len(names))
     _try(function, examples)
+    leaves = [e.requires_grad_() for e in examples]
+    ones = torch.ones(_SHAPE)
+    recorder = recording(function)
+    recorder.learn(ones, const(1.0))
+    for leaf, name in zip(leaves, names, strict=True):
+        recorder.learn(leaf, symbol(name))
     try:
-        traced = make_fx(value_and_pullback)(torch.ones(_SHAPE), *examples)
+        with torch.enable_grad(), recorder:
+            value = function(*leaves)
+            pulled: Sequence[Tensor | None] = [None] * len(leaves)
+            if value.requires_grad:
+                pulled = torch.autograd.grad(value, leaves, ones, allow_unused=True)
     except Exception as error:
         raise _explained(error, function) from error
-    results = _read(traced, ("cotangent", *names), function, examples)
-    value, pulled = results[0], results[1:]
-    one = {"cotangent": const(1.0)}
-    partials = {name: substitute(p, one) for name, p in zip(names, pulled, strict=True)}
-    count = sum(1 for node in walk(value, *partials.values()) if node.args)
+    results = [recorder.number(value), *(const(0.0) if p is None else recorder.number(p) for p in pulled)]
+    count = sum(1 for node in walk(*results) if node.args)
     if count > MAX_OPERATIONS:
         why = f"it and its derivative have {count} operations; at most {MAX_OPERATIONS} are fused"
         raise Refused(why, "Apply it outside the MLP.", location(function))
-    return value, partials
+    return results[0], dict(zip(names, results[1:], strict=True))
 
 
 def trace_value(function: Callable[..., Any], names: Sequence[str], outputs: int) -> list[Expr]:
     """The function's values alone: one, or a tuple of `outputs`. It need not be differentiable."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    def values(*inputs: Tensor) -> Any:
-        result = function(*inputs)
-        result = result if isinstance(result, (tuple, list)) else (result,)
-        return tuple(r + inputs[0] * 0.0 if not hasattr(r, "shape") else r for r in result)
+    import torch
 
     examples = _examples(len(names))
+    recorder = recording(function)
+    for example, name in zip(examples, names, strict=True):
+        recorder.learn(example, symbol(name))
     try:
-        traced = make_fx(values)(*examples)
+        with torch.no_grad(), recorder:
+            result = function(*examples)
     except Exception as error:
         raise _explained(error, function) from error
-    found = _read(traced, names, function, examples)
+    found = list(result) if isinstance(result, (tuple, list)) else [result]
     if len(found) != outputs:
         why = f"it returns {len(found)} results where {outputs} are needed, one for each of {', '.join(names)}"
         raise Refused(why, "Return a tensor, or a tuple of tensors in the order of the inputs.", location(function))
-    return found
+    return [recorder.number(r) if isinstance(r, torch.Tensor) else const(r) for r in found]
 
 
 def _examples(count: int) -> list[Tensor]:
@@ -92,8 +99,7 @@ def _try(function: Callable[..., Any], examples: Sequence[Tensor]) -> None:
         raise Refused(why, "It must take float32 tensors of one shape, and return one of that shape.", where) from error
     finally:
         torch.set_rng_state(state)
-    changed = any(not torch.equal(a, b) for a, b in zip(copies, examples, strict=True))
-    if changed:
+    if any(not torch.equal(a, b) for a, b in zip(copies, examples, strict=True)):
         raise Refused("it changes its input in place", "Return a new tensor.", location(function))
     step = "A function maps each element on its own: it returns one tensor of its inputs' shape."
     if not isinstance(result, torch.Tensor):
@@ -111,152 +117,121 @@ def _first_line(error: BaseException) -> str:
 
 
 def _explained(error: Exception, function: Callable[..., Any]) -> Refused:
-    """What an exception of the tracer means."""
-    where = raised_at(error.__traceback__) or location(function)
-    text = str(error)
+    """What an exception on the way means."""
     if isinstance(error, Refused):
         return error
-    if "value out of a tracing tensor" in text or "data-dependent" in text or "Boolean value" in text:
-        why = "control flow, or a Python number, that depends on the data"
-        return Refused(why, "Choose element by element with torch.where(condition, a, b).", where)
+    where, text = raised_at(error.__traceback__) or location(function), str(error)
     if "numpy()" in text:
-        return Refused(
-            "it calls numpy on a tensor, which cannot be traced: control flow outside torch", "Use torch's operations.", where
-        )
-    if "is not implemented" in text or "does not require grad" in text:
+        why = "it calls numpy on a tensor, which cannot be traced: control flow outside torch"
+        return Refused(why, "Use torch's operations.", where)
+    if "is not implemented" in text or "not differentiable" in text:
         why = f"torch has no derivative for it: {_first_line(error)}"
         return Refused(why, "Give one: mlpdsl.activation(fn, derivative=your_derivative).", where)
     if "in-place" in text:
         return Refused("it changes its input in place", "Return a new tensor.", where)
-    if "autograd.Function" in text or "setup_context" in text:
-        why = "a torch.autograd.Function hides its derivative from the trace"
-        return Refused(why, "Pass the plain function and mlpdsl.activation(fn, derivative=your_derivative).", where)
     return Refused(f"tracing it raises {type(error).__name__}: {_first_line(error)}", "Use torch's elementwise operations.", where)
 
 
-_RANDOM = ("rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "bernoulli", "native_dropout", "normal",
-           "uniform", "multinomial", "exponential", "random", "poisson", "randperm", "cauchy", "geometric")  # fmt: skip
-_KINDS: dict[str, tuple[tuple[str, ...], str]] = {
-    "a reduction over elements, and a kernel sees one tile": (
-        ("sum", "mean", "amax", "amin", "max", "min", "prod", "var", "std", "norm", "linalg_vector_norm", "_softmax", "softmax",
-         "_log_softmax", "logsumexp", "cumsum", "cumprod", "sort", "topk", "kthvalue", "median", "argmax", "argmin", "any", "all",
-         "native_layer_norm", "_fused_rms_norm", "native_group_norm", "native_batch_norm", "var_mean", "std_mean", "mm", "matmul",
-         "bmm", "addmm", "dot", "count_nonzero", "unique", "histc", "logcumsumexp", "cummax", "cummin"),
-        "Reduce outside the MLP, and pass the result as an operand of an epilogue."),
-    "a shape change": (
-        ("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "cat", "stack", "slice", "select", "index",
-         "unsqueeze", "squeeze", "chunk", "split", "split_with_sizes", "unbind", "flip", "roll", "gather", "scatter", "repeat",
-         "as_strided", "unfold", "pad", "constant_pad_nd", "glu", "tril", "triu", "diag", "arange", "index_select", "narrow",
-         "movedim", "flatten", "unflatten", "slice_scatter", "select_scatter", "index_put", "masked_select", "nonzero"),
-        "Each element is mapped on its own. For packed gate and up write gated=True and a function of (gate, up)."),
-    "randomness": (
-        (*_RANDOM, "rrelu_with_noise"),
-        "Draw the mask outside, and pass it as an operand of an epilogue (kind 'tile', or 'row' for stochastic depth)."),
-    "an integer or bit operation": (
-        ("bitwise_xor", "__and__", "__or__", "__xor__", "__lshift__", "__rshift__", "bitwise_left_shift", "bitwise_right_shift",
-         "frexp", "ldexp", "nextafter", "signbit", "gcd", "lcm"),
-        "Only real arithmetic is printed."),
-    "complex arithmetic": (
-        ("_conj", "complex", "view_as_real", "view_as_complex", "real", "imag", "angle", "polar", "_conj_physical", "conj"),
-        "Only real arithmetic is printed."),
-}  # fmt: skip
+def recording(function: Callable[..., Any]) -> Any:
+    """A dispatch mode that knows the expression behind every tensor. Made here, because its base class is torch's."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
 
+    class Recorder(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.known: dict[int, tuple[Tensor, Expr | Refused]] = {}  # with the tensor, so that its id stays its own
 
-def _refused(name: str, overload: str, function: Callable[..., Any], examples: Sequence[Tensor]) -> Refused:
-    where = calls_of(function, tuple(examples), name) or location(function)
-    if name == "view" and overload == "dtype":
-        return Refused("an integer or bit operation (aten.view to another type)", "Only real arithmetic is printed.", where)
-    plain = name.rstrip("_") or name
-    for kind, (names, step) in _KINDS.items():
-        if name in names or plain in names:
-            return Refused(f"{kind} (aten.{name})", step, where)
-    if name.endswith("_") and plain in aten.ATEN:
-        return Refused(f"an in-place operation (aten.{name})", f"Write the one that returns a new tensor: {plain}.", where)
-    step = "Write it in other operations, or give Triton's text: mlpdsl.activation(fn, triton=(value, derivative))."
-    return Refused(f"torch recorded aten.{name}, which has no scalar printing", step, where)
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False  # else torch imports its compiler only to keep out of it
 
+        def learn(self, tensor: Tensor, meaning: Expr | Refused) -> None:
+            self.known[id(tensor)] = tensor, meaning
 
-_IGNORED = ("layout", "device", "pin_memory", "memory_format", "non_blocking")
+        def number(self, tensor: Tensor) -> Expr:
+            """The expression of a result. Raises `Refused` where it depends on what cannot be read."""
+            meaning = self.meaning(tensor)
+            if isinstance(meaning, Refused):
+                raise meaning
+            expr: Expr = _as_number(meaning)
+            return expr
 
+        def meaning(self, tensor: Tensor) -> Any:
+            found = self.known.get(id(tensor))
+            if found is not None:
+                return found[1]
+            if tensor.numel() == 1:  # torch.tensor(2.0), made inside: `capture` has refused those from outside
+                return const(float(tensor.detach()))
+            why = f"a captured tensor of shape {tuple(tensor.shape)}"
+            step = "Pass it as an operand of an epilogue: mlpdsl.epilogue(fn, name=kind)."
+            return Refused(why, step, line_in(sys._getframe()) or location(function))
 
-def _read(traced: fx.GraphModule, names: Sequence[str], function: Callable[..., Any], examples: Sequence[Tensor]) -> list[Expr]:
-    """The expressions that a recorded graph returns."""
-    known: dict[Any, Any] = {}
-    inputs = iter(names)
-
-    def look_up(argument: Any) -> Any:
-        if isinstance(argument, (list, tuple)):
-            return [look_up(a) for a in argument]
-        return known[argument] if hasattr(argument, "op") and hasattr(argument, "graph") else argument
-
-    for node in traced.graph.nodes:
-        name = str(node.target).removeprefix("aten.").partition(".")[0].rstrip("_")
-        if node.op == "call_function" and name in _RANDOM:  # before what stands around it: dropout also changes shapes
-            raise _refused(name, "", function, examples)
-    for node in traced.graph.nodes:
-        if node.op == "placeholder":
-            known[node] = symbol(next(inputs))
-        elif node.op == "output":
-            return [_as_number(look_up(a)) for a in node.args[0]]
-        elif node.op == "get_attr":
-            known[node] = _constant(getattr(traced, str(node.target)), function)
-        elif node.target is operator.getitem:
-            known[node] = look_up(node.args[0])[node.args[1]]
-        else:
-            written = None
-            target, _, overload = str(node.target).removeprefix("aten.").partition(".")
-            kwargs = {k: look_up(v) for k, v in node.kwargs.items() if k not in _IGNORED and v is not None}
-            args = look_up(node.args)
-            if target in ("empty_like", "new_empty", "empty"):
-                known[node] = None  # the noise of a random function; a read of it is refused there
-                continue
-            if target.endswith("_") and target.rstrip("_") in aten.ATEN and _is_fresh(node.args[0]):
-                target = target.rstrip("_")
-                written = node.args[0]
-            if target == "_to_copy":
-                known[node] = _cast(args[0], kwargs.get("dtype"), function, examples)
-                continue
-            kwargs.pop("dtype", None)
-            if target not in aten.ATEN:
-                raise _refused(target, overload, function, examples)
-            if target not in aten.TAKES_BOOLEANS:
-                args = [_as_number(a) if isinstance(a, Expr) else a for a in args]
-            elif target == "where":
-                args = [args[0], *(_as_number(a) for a in args[1:])]
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            name, _, overload = str(op).removeprefix("aten.").partition(".")
+            where = line_in(sys._getframe()) or location(function)
+            if name in _READS and any(id(a) in self.known for a in args if isinstance(a, torch.Tensor)):
+                why = "control flow, or a Python number, that depends on the data"
+                raise Refused(why, "Choose element by element with torch.where(condition, a, b).", where)
             try:
-                known[node] = aten.ATEN[target](*args, **kwargs)
-                if written is not None:
-                    known[written] = known[node]
-            except (TypeError, NotImplementedError, ValueError, OverflowError, AttributeError) as error:
-                where = calls_of(function, tuple(examples), target) or location(function)
-                if str(error) == "randomness" or None in args:
-                    raise _refused("bernoulli", "", function, examples) from error
-                raise Refused(
-                    f"aten.{target} with these arguments has no printing: {error}", "Write it in others.", where
-                ) from error
-    raise AssertionError("a traced graph without an output")
+                meaning = self.read(name, overload, args, kwargs, where)
+            except Refused as refused:
+                meaning = refused
+            result = op(*args, **kwargs)
+            results = result if isinstance(result, (tuple, list)) else (result,)
+            meanings = meaning if isinstance(meaning, tuple) else (meaning,) * len(results)
+            for tensor, means in zip(results, meanings, strict=False):
+                if isinstance(tensor, torch.Tensor):
+                    self.learn(tensor, means)
+            return result
 
+        def read(self, name: str, overload: str, args: Any, kwargs: dict[str, Any], where: str) -> Any:
+            """What an operation's result means. Raises `Refused`."""
+            inner = [self.look_up(a) for a in args]
+            named = {k: self.look_up(v) for k, v in kwargs.items() if k not in _IGNORED and v is not None}
+            if name in _UNSET:
+                raise Refused(*reason("bernoulli", ""), where)  # memory to be filled: by chance, as a rule
+            for meaning in (*inner, *named.values()):
+                if isinstance(meaning, Refused) and name not in _OVERWRITES:
+                    raise meaning
+            if name.endswith("_") and name.rstrip("_") in aten.ATEN:
+                if self.is_shared(args[0]):
+                    raise Refused(f"an in-place operation (aten.{name}) on shared memory", "Return a new tensor.", where)
+                name = name.rstrip("_")
+            if name == "_to_copy":
+                return _cast(inner[0], named.get("dtype"), where)
+            named.pop("dtype", None)
+            if name not in aten.ATEN:
+                raise Refused(*reason(name, overload), where)
+            if name not in aten.TAKES_BOOLEANS:
+                inner = [_as_number(a) for a in inner]
+            elif name == "where":
+                inner = [inner[0], *(_as_number(a) for a in inner[1:])]
+            try:
+                return aten.ATEN[name](*inner, **named)
+            except (TypeError, NotImplementedError, ValueError, OverflowError) as error:
+                if str(error) == "randomness":
+                    raise Refused(*reason("bernoulli", ""), where) from error
+                why = f"aten.{name} with these arguments has no printing: {error}"
+                raise Refused(why, "Write it in other operations.", where) from error
 
-def _is_fresh(node: Any) -> bool:
-    """Whether a tensor that is written in place is one that torch has just made: no input, and nothing shares its memory."""
-    if node.op != "call_function" or str(node.target).startswith(("aten.detach", "aten.alias")):
-        return False
-    return not any(str(user.target).startswith(("aten.detach", "aten.alias")) for user in node.users)
+        def look_up(self, argument: Any) -> Any:
+            return self.meaning(argument) if isinstance(argument, torch.Tensor) else argument
+
+        def is_shared(self, written: Tensor) -> bool:
+            place = written.untyped_storage().data_ptr()
+            others = (t for t, _ in self.known.values() if t is not written)
+            return any(t.untyped_storage().data_ptr() == place for t in others)
+
+    return Recorder()
 
 
 def _as_number(value: Any) -> Any:
     return call("where", value, 1.0, 0.0) if isinstance(value, Expr) and value.op in aten.BOOLEAN else value
 
 
-def _constant(tensor: Any, function: Callable[..., Any]) -> Expr:
-    """A tensor of one element made inside the function (`torch.tensor(2.0)`); `capture` has refused those from outside."""
-    if tensor.numel() != 1 or tensor.requires_grad:
-        why = f"a captured tensor of shape {tuple(tensor.shape)}"
-        raise Refused(why, "Pass it as an operand of an epilogue: mlpdsl.epilogue(fn, name=kind).", location(function))
-    return const(float(tensor.detach()))
-
-
-def _cast(value: Expr, dtype: Any, function: Callable[..., Any], examples: Sequence[Tensor]) -> Expr:
+def _cast(value: Expr, dtype: Any, where: str) -> Expr:
     import torch
 
     if dtype in (None, torch.float32):
@@ -264,7 +239,6 @@ def _cast(value: Expr, dtype: Any, function: Callable[..., Any], examples: Seque
         return known
     if dtype is torch.bool:
         return value if value.op in aten.BOOLEAN else call("ne", value, 0.0)
-    where = calls_of(function, tuple(examples), "_to_copy") or location(function)
     if not dtype.is_floating_point:
         raise Refused(f"a cast to {dtype}: an integer or complex operation", "Use torch.floor, or only real arithmetic.", where)
     step = "Everything inside is float32, and rounded once at the end: leave the cast out."

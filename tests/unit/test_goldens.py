@@ -18,6 +18,20 @@ HEADER = 4
 
 LONGEST = 130
 
+FUNCTIONS = """{
+    "dims": [64, 128, 64], "gated": true, "dtype": "bfloat16",
+    "activation": {
+        "expr": "t1 = min(gate, 7.0); (min(max(up, -7.0), 7.0) + 1.0) * t1 * sigmoid(t1 * 1.702)",
+        "grads": ["where(le(gate, 7.0), (min(max(up, -7.0), 7.0) + 1.0) * sigmoid(gate * 1.702), 0.0)", "gate * sigmoid(gate * 1.702)"]
+    },
+    "epilogue": [
+        {"expr": "residual + keep * gamma * tile", "grads": ["keep * gamma", "tile * keep", "tile * gamma", "1.0"],
+         "operands": [["gamma", "column"], ["keep", "row"], ["residual", "tile"]]},
+        {"expr": "tanh(tile / t) * t", "grads": ["tanh_grad(tile / t)", "tanh(tile / t)"], "operands": [["t", "scalar"]]}
+    ]
+}"""
+"""Formulas as written here, and not as torch derives them: no version of torch changes this file."""
+
 FILES = {
     "gated-bias-epilogue-bf16-sm_90": (
         "sm_90",
@@ -31,6 +45,7 @@ FILES = {
         "sm_90",
         MLPSpec(dims=(1024, 256), activation="identity", dtype="bfloat16", epilogue=("gelu", "scale", "residual")),
     ),
+    "functions-bf16-sm_90": ("sm_90", MLPSpec.from_json(FUNCTIONS)),
     "gated-bf16-sm_80": ("sm_80", MLPSpec(dims=(512, 1024, 512), activation="silu", gated=True, dtype="bfloat16")),
 }  # fmt: skip
 

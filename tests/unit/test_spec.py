@@ -277,18 +277,21 @@ class TestRefusals:
             with pytest.raises(SpecError):
                 declare(**{**GOOD, field: value})
 
-    @pytest.mark.parametrize("function", [lambda x: x, print, {"expr": ["x"]}])
-    def test_functions_come_later(self, function: object) -> None:
-        with pytest.raises(UnsupportedError, match=r"MLPSpec\.activation.*later release"):
+    @pytest.mark.parametrize("function", [print, lambda: None, lambda a, b, c: a, {"expr": ["x"]}, {"expr": "y"}, str])
+    def test_what_is_no_function_of_tensors(self, function: object) -> None:
+        with pytest.raises(SpecError):
             declare(dims=(4, 5, 6), activation=function)
-        with pytest.raises(UnsupportedError, match=r"MLPSpec\.epilogue\[1\].*later release"):
+        with pytest.raises(SpecError):
             declare(**GOOD, epilogue=("relu", function))
 
-    def test_torch_functions_are_answered_with_the_name(self) -> None:
-        nn = pytest.importorskip("torch").nn
-        for function, name in ((nn.functional.silu, "silu"), (nn.GELU(approximate="tanh"), "gelu_tanh")):
-            with pytest.raises(UnsupportedError, match=f"write '{name}'"):
-                declare(dims=(4, 5, 6), activation=function)
+    def test_an_object_without_an_expression_is_no_function(self) -> None:
+        with pytest.raises(SpecError, match=r"MLPSpec\.activation.*registered name"):
+            declare(dims=(4, 5, 6), activation={"formula": "x"})
+
+    def test_one_linear_has_no_function_between(self) -> None:
+        with pytest.raises(SpecError, match="'identity' where there are two dims"):
+            declare(dims=(4, 5), activation={"expr": "x * x"})
+        assert declare(dims=(4, 5), activation={"expr": "x"}).activation == "identity"
 
     @pytest.mark.parametrize("layout", ["packed", "interleaved", "transposed"])
     def test_layouts_to_come(self, layout: str) -> None:
@@ -441,9 +444,11 @@ class TestJSON:
             declare.from_json(text)
         assert len(str(caught.value)) < 400
 
-    def test_a_function_from_a_later_release(self) -> None:
-        with pytest.raises(UnsupportedError, match="later release"):
-            MLPSpec.from_json('{"dims": [4, 5, 6], "activation": {"expr": ["mul", "x", "x"]}}')
+    def test_a_function_is_its_formulas(self) -> None:
+        spec = MLPSpec.from_json('{"dims": [4, 5, 6], "activation": {"grads": ["2.0 * x"], "expr": "(x) * x"}}')
+        assert '"activation":{"expr":"x * x","grads":["x * 2.0"]}' in spec.to_json()
+        assert MLPSpec.from_json(spec.to_json()) == spec
+        assert hash(MLPSpec.from_json(spec.to_json())) == hash(spec)
 
     @patient
     @given(json_like | st.fixed_dictionaries({"dims": json_like}, optional={"activation": words}))
