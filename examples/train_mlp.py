@@ -199,6 +199,7 @@ def device_for(backends: list[str]) -> tuple[torch.device, str]:
         return torch.device("cuda"), f"compiled, on {torch.cuda.get_device_name()}"
     if "triton" in backends:
         os.environ["TRITON_INTERPRET"] = "1"
+    torch.set_num_threads(1)  # products this small are slower on several, most of all where other programs run
     return torch.device("cpu"), "in Triton's interpreter, on the CPU"
 
 

@@ -14,7 +14,7 @@ from mlpdsl.backends import BACKENDS, choose_backend, requested_backend
 from mlpdsl.checks import Signature, torch_dtype
 from mlpdsl.codegen.lower import lower
 from mlpdsl.dispatch import plan_of
-from mlpdsl.eager import evaluate
+from mlpdsl.eager import Evaluation
 from mlpdsl.errors import ShapeError, SpecError, UnsupportedError, describe
 from mlpdsl.names import DTYPES
 from mlpdsl.spec import MLPSpec, check_rows, check_spec
@@ -40,6 +40,7 @@ class CompiledMLP:
         # All of this is worked out here, so that a call, and torch.compile's trace of it, only reads attributes.
         self._json = spec.to_json()
         self._signature = Signature(spec)
+        self._evaluation = Evaluation(spec)
         self._kinds = tuple(spec.operands())
         self._same_as: tuple[str, ...] = plan_of(self._json).epilogue.same_as if of is None else of._same_as
         self._asked = asked
@@ -60,7 +61,7 @@ class CompiledMLP:
     def _run(self, x: Tensor, params: tuple[Tensor, ...], operands: dict[str, Tensor]) -> Tensor:
         self._signature.check(x, params, operands)
         if choose_backend(self.backend, x.device.type, self._json) == "eager":
-            return evaluate(self.spec, x, params, operands)
+            return self._evaluation(x, params, operands)
         return run(self._json, self._same_as, x, params, [operands[name] for name in self._kinds])
 
     def backend_for(self, device: torch.device | str) -> str:

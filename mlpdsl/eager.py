@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,6 +78,16 @@ def _of_function(function: Function) -> Callable[..., Tensor]:
     return derived
 
 
+def _only_text(function: Function) -> Callable[..., Tensor]:
+    backends = ", ".join(backend for backend, _ in function.snippets)
+
+    def refuse(*inputs: Tensor) -> Tensor:
+        step = "Declare it again in this process, or run a backend that it has text for."
+        raise UnsupportedError(f"{function} was read from JSON, as text for {backends} only. {step}")
+
+    return refuse
+
+
 def _activation(declared: object) -> Callable[..., Tensor]:
     return _of_function(declared) if isinstance(declared, Function) else _registered(str(declared))
 
@@ -143,31 +154,43 @@ def _linear(spec: MLPSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     return F.linear(x, weight, bias)
 
 
-def evaluate(spec: MLPSpec, x: Tensor, params: tuple[Tensor, ...], operands: dict[str, Tensor]) -> Tensor:
-    """The formula of `MLPSpec`, one eager operation after the other; every argument already checked."""
-    step = 2 if spec.bias else 1
-    linears = [(params[i], params[i + 1] if spec.bias else None) for i in range(0, len(params), step)]
-    if spec.depth > 1:
-        act = _activation(spec.activation)
+class Evaluation:
+    """The formula of `MLPSpec`, one eager operation after the other, for arguments already checked.
+
+    All functions are found here, once, so that a call, and torch.compile's trace of it, looks nothing up.
+    """
+
+    def __init__(self, spec: MLPSpec) -> None:
+        self.spec = spec
+        self.activation = _activation(spec.activation)
+        self.of_gate_and_up = isinstance(spec.activation, Function) and len(spec.activation.inputs) == 2
+        self.entries = tuple(_entry(entry) for entry in spec.epilogue)
+
+    def __call__(self, x: Tensor, params: tuple[Tensor, ...], operands: dict[str, Tensor]) -> Tensor:
+        spec, step = self.spec, 2 if self.spec.bias else 1
+        linears = [(params[i], params[i + 1] if spec.bias else None) for i in range(0, len(params), step)]
         if spec.gated:
             gate, up = (_linear(spec, x, *linear) for linear in linears[:2])
-            two = isinstance(spec.activation, Function) and len(spec.activation.inputs) == 2
-            x = (act(gate, up) if two else act(gate) * up).to(gate.dtype)
+            x = (self.activation(gate, up) if self.of_gate_and_up else self.activation(gate) * up).to(gate.dtype)
         else:
             for linear in linears[:-1]:
                 z = _linear(spec, x, *linear)
-                x = act(z).to(z.dtype)
-    y = _linear(spec, x, *linears[-1])
-    for entry in spec.epilogue:
-        if entry == "residual":
-            y = y + operands["residual"]
-            continue
-        kinds = {str(entry): EPILOGUE_OPERANDS[str(entry)]} if isinstance(entry, str) and entry in EPILOGUE_OPERANDS else {}
-        kinds = entry.operands if isinstance(entry, Function) else kinds
-        by = [operands[n].reshape(()) if kind == "scalar" else operands[n] for n, kind in kinds.items()]
-        by = [o.to(y.dtype) for o in by]
-        y = y * by[0] if isinstance(entry, str) and kinds else _activation(entry)(y, *by).to(y.dtype)
-    return y
+                x = self.activation(z).to(z.dtype)
+        y = _linear(spec, x, *linears[-1])
+        for function, kinds in self.entries:
+            by = [operands[n].reshape(()) if kind == "scalar" else operands[n] for n, kind in kinds.items()]
+            y = function(y, *(o.to(y.dtype) for o in by)).to(y.dtype)
+        return y
+
+
+def _entry(declared: object) -> tuple[Callable[..., Tensor], dict[str, str]]:
+    """A function of the output and its operands, and their kinds by name."""
+    if isinstance(declared, Function):
+        return _of_function(declared), declared.operands
+    name = str(declared)
+    if name in EPILOGUE_OPERANDS:
+        return (operator.add if name == "residual" else operator.mul), {name: EPILOGUE_OPERANDS[name]}
+    return _registered(name), {}
 
 
 def reference(spec: MLPSpec) -> Callable[..., Tensor]:
@@ -176,10 +199,10 @@ def reference(spec: MLPSpec) -> Callable[..., Tensor]:
     x is (..., dims[0]), the result (..., dims[-1]), all in the spec's dtype and on one device. Raises `ShapeError`.
     """
     check_spec(spec)
-    signature = Signature(spec)
+    signature, evaluation = Signature(spec), Evaluation(spec)
 
     def run(x: Tensor, *params: Tensor, **operands: Tensor) -> Tensor:
         signature.check(x, params, operands)
-        return evaluate(spec, x, params, operands)
+        return evaluation(x, params, operands)
 
     return run

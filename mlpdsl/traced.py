@@ -233,6 +233,9 @@ def _trace(
         if not snippets:
             raise
         return Function(inputs, kinds, "", (), snippets, name, frozen, derivative)
+    if not soundness.agrees(frozen, derivative, inputs, [value, *partials]):
+        why = "it does not give the same twice: it draws random numbers, or reads what changes"
+        raise Refused(why, "Pass such values as operands of an epilogue.", location(frozen))
     if checked:
         _judge(frozen, derivative, inputs, [value, *partials], name, where)
     texts = [formula.to_text(e) for e in (value, *partials)]

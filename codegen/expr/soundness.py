@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import formula, stable
 from .graph import Expr, walk
 from .torch_code import to_torch
+from .trace import neutral
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,6 +119,37 @@ def problems(
     results: Sequence[Expr],
 ) -> list[Problem]:
     """What does not hold of `results`, the value and the derivative by each input: of each the worst kind, nearest to zero."""
+    with neutral():
+        return _problems(function, derivative, inputs, results)
+
+
+def agrees(
+    function: Callable[..., Any], derivative: Callable[..., Any] | None, inputs: Sequence[str], results: Sequence[Expr]
+) -> bool:
+    """Whether the formulas, in float64, are the function at all: one that draws numbers or keeps state is not what was traced.
+
+    A few points may differ, where a rounding moves a step (floor).
+    """
+    import torch
+
+    with neutral():
+        at = [t[t.abs() <= 20.0] if len(inputs) == 1 else t for t in points_for(inputs)]
+        found = to_torch(tuple(results), tuple(inputs))(*at)
+        expected = truth(function, derivative, at)
+        for got, want in zip(found, expected, strict=True):
+            same = (got - want).abs() <= 1e-6 * (1.0 + want.abs())
+            judged = got.isfinite() & want.isfinite() & (torch.stack([t.abs() for t in at]).amax(0) <= 20.0)
+            if float((judged & ~same).sum()) > 0.02 * float(judged.sum()):
+                return False
+    return True
+
+
+def _problems(
+    function: Callable[..., Any],
+    derivative: Callable[..., Any] | None,
+    inputs: Sequence[str],
+    results: Sequence[Expr],
+) -> list[Problem]:
     import torch
 
     at = points_for(inputs)

