@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from mlpdsl.target import Target
 
-from .expr.graph import Expr
+from .expr.graph import Expr, walk
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,13 @@ class Plan:
     @property
     def bias(self) -> bool:
         return bool(self.linears[0].biases)
+
+    @property
+    def uses_libdevice(self) -> bool:
+        """Whether hand-written text calls functions of libdevice."""
+        hidden = (self.hidden.value, *self.hidden.grads) if self.hidden else ()
+        roots = (*hidden, self.epilogue.value, self.epilogue.tile_grad, *self.epilogue.operand_grads)
+        return any(node.op == "snippet" and "libdevice." in node.name for node in walk(*roots))
 
     @property
     def tma_reasons(self) -> list[str]:

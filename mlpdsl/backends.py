@@ -59,6 +59,8 @@ class TritonBackend:
             reasons.append(f"Triton writes no {plan.dtype} matrix instruction for sm_75")
         if plan.precision == "tf32x3" and target.kind == "hip":
             reasons.append("Triton does not compile tf32x3 for AMD GPUs; precision='ieee' does")
+        if interpreting() and plan.uses_libdevice:
+            reasons.append("Triton's interpreter has no libdevice, which this spec's hand-written text calls")
         return reasons
 
     def runs_on(self, device: str) -> list[str]:

@@ -60,7 +60,9 @@ class Signature:
 
 def _check_operand(d_out: int, name: str, kind: str, operand: Tensor, x: Tensor, dtype: torch.dtype) -> None:
     if not isinstance(operand, Tensor):
-        step = f"Wrap a number as torch.tensor(value, device={str(x.device)!r})."
+        step = "Nothing was launched."
+        if kind == "scalar":
+            step = f"Wrap a number as torch.tensor(value, device={str(x.device)!r})."
         _fail(name, operand, f"a tensor (operand of kind {kind!r})", step)
     if kind == "scalar":
         if operand.numel() != 1:

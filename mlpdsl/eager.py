@@ -6,7 +6,7 @@ import operator
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -52,7 +52,6 @@ class _Derived(torch.autograd.Function):
         return None, None, *((grad * p).sum_to_size(t.shape) for p, t in zip(by, inputs, strict=True))
 
 
-@lru_cache(maxsize=1024)
 def _of_function(function: Function) -> Callable[..., Tensor]:
     """A user's function in eager PyTorch: itself where there is it, else its formulas."""
     value, derivative = function.call, function.derivative
@@ -179,7 +178,7 @@ class Evaluation:
         y = _linear(spec, x, *linears[-1])
         for function, kinds in self.entries:
             by = [operands[n].reshape(()) if kind == "scalar" else operands[n] for n, kind in kinds.items()]
-            y = function(y, *(o.to(y.dtype) for o in by)).to(y.dtype)
+            y = function(y, *(o.to(y.dtype) for o in by)).to(y.dtype).expand(y.shape)  # it may read operands alone
         return y
 
 

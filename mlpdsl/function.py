@@ -26,7 +26,7 @@ GATED_INPUTS = ("gate", "up")
 TILE = "tile"
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_TAKEN = ("x", "self", "tile", "grad")  # what a call, a module and a formula use themselves
+_TAKEN = ("x", "self", "tile", "grad", "tl", "libdevice")  # what a call, a module, a formula and a snippet use themselves
 
 REGISTERED: dict[str, Function] = {}
 """Names given by `mlpdsl.register_activation`, in this process. A spec holds the function, never the name."""

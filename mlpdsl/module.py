@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mlpdsl.checks import torch_dtype
 from mlpdsl.compiled import compile
 from mlpdsl.errors import UnsupportedError
+from mlpdsl.function import Function
 from mlpdsl.spec import MLPSpec
 
 __all__ = ["MLP"]
@@ -65,4 +66,5 @@ class MLP(nn.Module):
         return self._mlp.with_dtype(params[0].dtype)(x, *params, **operands)
 
     def extra_repr(self) -> str:
-        return self.spec.short_name
+        act = self.spec.activation
+        return self.spec.short_name + (f", activation={act!r}" if isinstance(act, Function) else "")

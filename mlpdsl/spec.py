@@ -88,7 +88,8 @@ class MLPSpec:
         if self.gated and len(self.dims) != 3:
             _wrong("dims", self.dims, "three widths (input, hidden, output) where gated=True", "Set gated=False.")
         if len(self.dims) == 2 and self.activation != "identity":
-            step = f"write activation='identity', epilogue=('{self.activation}',)."
+            entry = "fn" if isinstance(self.activation, Function) else f"'{self.activation}'"
+            step = f"write activation='identity', epilogue=({entry},)."
             step = f"An activation on the output is an epilogue: {step}"
             _wrong("activation", self.activation, "'identity' where there are two dims (one linear)", step)
         if isinstance(self.activation, Function) and len(self.activation.inputs) == 2 and not self.gated:
@@ -359,7 +360,7 @@ def _function(value: object, where: str, epilogue: bool = False) -> Function | s
 def _activation(value: object) -> str | Function:
     word = exact_str(value)
     if word is not None and word in REGISTERED:
-        return REGISTERED[word]
+        return _function(REGISTERED[word], "MLPSpec.activation")
     if word is None and _is_function(value):
         return _function(value, "MLPSpec.activation")
     return canonical_activation(value, "MLPSpec.activation")

@@ -5,6 +5,7 @@ Here torch traces, checks and names what is wrong; what comes out is data. Nothi
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import warnings
@@ -81,11 +82,20 @@ def epilogue(
     unknown = [n for n in kinds if n not in wanted]
     if missing or unknown:
         said = "; ".join(f"{word} {', '.join(those)}" for word, those in (("missing", missing), ("no parameter", unknown)) if those)
-        example = ", ".join(f'{n}="column"' for n in missing[:3])
-        step = f"Give each operand its kind: mlpdsl.epilogue(fn, {example})." if missing else "Name them as fn's parameters."
+        step = "Give each its kind: tile (M, N), column (N,), row (M, 1) or scalar." if missing else "Name them as fn's parameters."
         raise SpecError(describe(f"{where}, operands", said, f"one kind for each of: {', '.join(wanted) or 'none'}", step))
     operands = [n for n in wanted if n in kinds]
+    if operands != wanted[: len(operands)]:  # a number with a default stands between them
+        fn = _by_name(fn, tuple(operands))
     return _function(fn, (TILE, *operands), tuple(kinds[n] for n in operands), derivative, triton, check, where)
+
+
+def _by_name(fn: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
+    @functools.wraps(fn)
+    def call(tile: Any, *operands: Any) -> Any:
+        return fn(tile, **dict(zip(names, operands, strict=True)))
+
+    return call
 
 
 def register_activation(
@@ -319,7 +329,9 @@ def from_plain(content: Mapping[str, Any], where: str, epilogue: bool) -> Functi
 
 def _parsed(text: object, inputs: Sequence[str], where: str) -> Expr:
     try:
-        return formula.parse(text if type(text) is str else repr(text)[:80], inputs)
+        parsed = formula.parse(text if type(text) is str else repr(text)[:80], inputs)
+        formula.check_types(parsed)
+        return parsed
     except (ValueError, RecursionError) as error:
         step = "Formulas are names, numbers, + - * / and calls like sigmoid(x); see the docs page on activations."
         raise SpecError(describe(where, text, str(error), step)) from None
@@ -339,6 +351,9 @@ def _inputs(content: Mapping[str, Any], operands: Sequence[tuple[str, str]], whe
     text, grads, count = content["expr"], content.get("grads"), content.get("inputs")
     if type(text) is not str:
         raise SpecError(describe(f"{where}.expr", text, "a formula as text", "For example {'expr': 'x * sigmoid(x)'}."))
+    expected = len(operands) + 1 if epilogue else (1, 2)
+    if count is not None and (type(count) is not int or count not in (expected if isinstance(expected, tuple) else (expected,))):
+        raise SpecError(describe(f"{where}.inputs", count, f"the number of inputs, {expected}", "Leave it out."))
     if epilogue:
         return (TILE, *(name for name, _ in operands))
     if count == 2 or (type(grads) is list and len(grads) == 2) or (grads is None and re.search(r"\b(gate|up)\b", text)):
@@ -351,7 +366,7 @@ def _inputs(content: Mapping[str, Any], operands: Sequence[tuple[str, str]], whe
 
 def canonical_name(function: Function) -> str | None:
     """The registered activation that a function of one input is, formula by formula; None for any other."""
-    if len(function.inputs) != 1 or function.snippets or function.derivative is not None:
+    if len(function.inputs) != 1 or function.snippets:
         return None
     x = symbol("x")
     value, partials = expressions(function)

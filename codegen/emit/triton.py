@@ -128,10 +128,6 @@ class Module:
         return tuple(k.path for k in self.kernels if k.role == role)
 
     @property
-    def uses_libdevice(self) -> bool:
-        return any("libdevice." in line for f in self.functions for line in (*f.lines, *f.returns))
-
-    @property
     def epilogue_grad(self) -> bool:
         """Whether the output stage needs a pass of its own in backward: gradients to change, or to sum over rows."""
         epilogue = self.plan.epilogue

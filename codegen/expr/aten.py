@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from .graph import Expr, call, const, walk
+from .graph import BOOLEAN, Expr, call, const, walk
 
 Handler = Callable[..., Any]
 
@@ -66,12 +66,14 @@ def _gelu_backward(g: Expr, x: Expr, approximate: str = "none") -> Expr:
 
 
 def _softplus(x: Expr, beta: float = 1.0, threshold: float = 20.0) -> Expr:
-    # The threshold only spares torch an overflow: past it, log1p(exp(x)) is x to the last bit of a float32.
-    return call("softplus", x * beta) / const(beta)
+    # As a rule the threshold only spares torch an overflow: past 17, log1p(exp(x)) is x to the last bit of a float32.
+    smooth = call("softplus", x * beta) / const(beta)
+    return smooth if threshold >= 17.0 else _choose(call("gt", x * beta, threshold), x, smooth)
 
 
 def _softplus_backward(g: Expr, x: Expr, beta: float, threshold: float) -> Expr:
-    return g * call("sigmoid", x * beta)
+    smooth = call("sigmoid", x * beta)
+    return g * (smooth if threshold >= 17.0 else _choose(call("gt", x * beta, threshold), 1.0, smooth))
 
 
 def _elu(x: Expr, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Expr:
@@ -294,9 +296,6 @@ def _logical_not(x: Expr) -> Expr:
 def _elementwise(op: str) -> Handler:
     return lambda *args: call(op, *args)
 
-
-BOOLEAN: Final = frozenset(["lt", "le", "gt", "ge", "eq", "ne", "both", "either", "invert"])
-"""Operations whose result is true or false."""
 
 TAKES_BOOLEANS: Final = frozenset(
     ["where", "logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or", "bitwise_not", "masked_fill"]

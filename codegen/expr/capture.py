@@ -1,22 +1,29 @@
 """What a user's function reads besides its arguments, found before it is traced.
 
 A trace bakes in whatever the function reads: numbers are fine, a tensor or an object that can change is not. `capture` walks
-closure, globals, defaults and helper functions, refuses what has no fingerprint, and returns a copy of the function bound to the
-values it saw: what is declared stays what it was, whatever happens to a global afterwards.
+closure, globals, defaults, helper functions, modules and methods, refuses what has no fingerprint, and returns a copy of the
+function bound to the values it saw: what is declared stays what it was, whatever happens to a global afterwards.
 """
 
 from __future__ import annotations
 
+import copy
+import dis
 import enum
 import functools
 import numbers
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .refusal import Refused, location
 
-_MODULES_OF_CHANCE = ("random", "secrets", "time", "uuid")
+_OF_CHANCE = ("random", "secrets", "time", "uuid")
+_UNCHANGING = ("torch", "math", "cmath", "numpy", "operator", "_operator", "functools", "builtins", "typing", "types")
+"""Top-level modules that no program changes: what they hold is read as it is, and goes by its name."""
+
+Frozen = tuple[Any, object]
+"""A value that nothing outside can change, and a hashable fingerprint of it."""
 
 
 def capture(function: Callable[..., Any]) -> tuple[Callable[..., Any], object]:
@@ -28,15 +35,20 @@ class _Walk:
     def __init__(self) -> None:
         self.seen: dict[int, types.FunctionType] = {}
 
-    def function(self, f: Any, name: str) -> tuple[Callable[..., Any], object]:
-        """The frozen callable and its fingerprint."""
+    # What can be called
+
+    def function(self, f: Any, name: str) -> Frozen:
+        import torch
+
         if isinstance(f, functools.partial):
             inner, mark = self.function(f.func, name)
-            args, kwargs = self.values(enumerate(f.args), f, name), self.values(f.keywords.items(), f, name)
+            args, kwargs = self.values(enumerate(f.args), f.func, "argument"), self.values(f.keywords.items(), f.func, "argument")
             frozen = functools.partial(inner, *(v for v, _ in args.values()), **{k: v for k, (v, _) in kwargs.items()})
             return frozen, ("partial", mark, _marks(args), _marks(kwargs))
-        if _is_module(f):
+        if isinstance(f, torch.nn.Module):
             return self.torch_module(f)
+        if isinstance(f, torch.jit.ScriptFunction):
+            return f, ("script", f.code)
         if isinstance(f, types.FunctionType) and not _from_torch(f):
             return self.python(f)
         if isinstance(f, types.MethodType) and not _from_torch(f.__func__):
@@ -49,111 +61,144 @@ class _Walk:
         why = f"a {type(f).__name__} object has state that can change, so it has no fingerprint"
         raise Refused(why, "Pass a plain Python function, or one of torch's.", "")
 
-    def torch_module(self, module: Any) -> tuple[Callable[..., Any], object]:
-        import copy
-
-        name = type(module).__name__
-        held = [n for n, _ in (*module.named_parameters(), *module.named_buffers())]
-        if held:
-            why = f"the module {name} holds captured tensors ({', '.join(held[:4])})"
-            raise Refused(why, "A learned value is an operand of an epilogue: mlpdsl.epilogue(fn, name='scalar').", "")
-        marks = tuple(self.module_mark(m) for m in module.modules())
-        return copy.deepcopy(module), ("module", marks)
-
-    def module_mark(self, module: Any) -> object:
-        """The fingerprint of one module without its children: what its forward does, and its attributes."""
-        kind = type(module)
-        if kind.__module__.startswith("torch.nn."):
-            return kind.__qualname__, repr(module)
-        inner = ("training", *module._modules)
-        attributes = [(n, v) for n, v in vars(module).items() if not n.startswith("_") and n not in inner]
-        forward = self.python(kind.forward)[1]
-        return kind.__qualname__, _marks(self.values(attributes, kind.forward, "attribute")), forward
-
-    def python(self, f: types.FunctionType) -> tuple[Callable[..., Any], object]:
+    def python(self, f: types.FunctionType) -> Frozen:
         if id(f) in self.seen:  # a helper met before, or recursion
-            return self.seen[id(f)], ("seen", f.__qualname__)
+            return self.seen[id(f)], ("seen", list(self.seen).index(id(f)))
         names = {"__builtins__": f.__globals__.get("__builtins__"), "__name__": f.__module__}
         cells = tuple(types.CellType() for _ in f.__closure__ or ())
-        copy = types.FunctionType(f.__code__, names, f.__name__, None, cells or None)
-        self.seen[id(f)] = copy
-        found = self.values(_globals_read(f), f, "global")
+        made = types.FunctionType(f.__code__, names, f.__name__, None, cells or None)
+        self.seen[id(f)] = made
+        found = self.values(((n, f.__globals__[n]) for n in _globals_of(f.__code__) if n in f.__globals__), f, "global")
         names.update({str(k): v for k, (v, _) in found.items()})
-        closed: dict[Any, Any] = {}
+        closed: dict[Any, Frozen] = {}
         for cell, new, name in zip(f.__closure__ or (), cells, f.__code__.co_freevars, strict=True):
             try:
                 content = cell.cell_contents
             except ValueError:  # a name that the enclosing function has not assigned yet
-                raise Refused(
-                    f"the closure {name!r} has no value yet", "Declare the MLP after it is assigned.", location(f)
-                ) from None
-            closed |= self.values([(name, content)], f, "closure")
+                why = f"the closure {name!r} has no value yet"
+                raise Refused(why, "Declare the MLP after it is assigned.", location(f)) from None
+            if name == "__class__" and isinstance(content, type):  # super()
+                closed[name] = content, ("class", content.__qualname__)
+            else:
+                closed |= self.values([(name, content)], f, "closure")
             new.cell_contents = closed[name][0]
         positional = self.values(enumerate(f.__defaults__ or ()), f, "default")
         by_name = self.values((f.__kwdefaults__ or {}).items(), f, "default")
-        copy.__defaults__ = tuple(v for v, _ in positional.values()) or None
-        copy.__kwdefaults__ = {str(k): v for k, (v, _) in by_name.items()} or None
-        copy.__qualname__, copy.__doc__ = f.__qualname__, f.__doc__
-        marks = tuple(_marks(each) for each in (found, closed, positional, by_name))
-        return copy, ("function", _code_mark(f.__code__), marks)
+        made.__defaults__ = tuple(v for v, _ in positional.values()) or None
+        made.__kwdefaults__ = {str(k): v for k, (v, _) in by_name.items()} or None
+        made.__qualname__, made.__doc__ = f.__qualname__, f.__doc__
+        return made, ("function", _code_mark(f.__code__), tuple(map(_marks, (found, closed, positional, by_name))))
 
-    def values(self, named: Any, owner: Any, kind: str) -> dict[Any, tuple[Any, object]]:
+    def torch_module(self, module: Any) -> Frozen:
+        held = [n for n, _ in (*module.named_parameters(), *module.named_buffers())]
+        if held:
+            why = f"the module {type(module).__name__} holds captured tensors ({', '.join(held[:4])})"
+            step = "On the output, make them operands: mlpdsl.epilogue(fn, name=kind). Between layers there are no learned values."
+            raise Refused(why, step, "")
+        made = copy.deepcopy(module)
+        return made, (
+            "module",
+            tuple(self.one_module(m, frozen) for m, frozen in zip(module.modules(), made.modules(), strict=True)),
+        )
+
+    def one_module(self, module: Any, made: Any) -> object:
+        """The fingerprint of one module without its children. What its class's methods read is bound to the copy."""
+        import torch
+
+        kind = type(module)
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise Refused(f"the module {kind.__name__} has forward hooks", "Pass a plain function.", location(kind.forward))
+        if _from_torch(kind):
+            return kind.__qualname__, repr(module)
+        own = [c for c in kind.__mro__ if not _from_torch(c) and c is not object]
+        methods = {n: f for c in reversed(own) for n, f in vars(c).items() if isinstance(f, types.FunctionType)}
+        methods.pop("__init__", None)
+        inner = (*vars(torch.nn.Module()), *module._modules)
+        attributes = [(n, v) for n, v in vars(module).items() if n not in inner]
+        marks: list[object] = [kind.__qualname__, _marks(self.values(attributes, methods.get("forward"), "attribute"))]
+        for name, method in methods.items():
+            frozen, mark = self.python(method)
+            made.__dict__[name] = types.MethodType(frozen, made)
+            marks.append((name, mark))
+        return tuple(marks)
+
+    def autograd_function(self, kind: type) -> Frozen:
+        """A torch.autograd.Function, with static methods bound to what they read."""
+        names = ("forward", "backward", "setup_context")
+        methods = {n: f for n in names if isinstance(f := getattr(kind, n, None), types.FunctionType) and not _from_torch(f)}
+        found = {n: self.python(f) for n, f in methods.items()}
+        return type(kind.__name__, (kind,), {n: staticmethod(f) for n, (f, _) in found.items()}), ("autograd", _marks(found))
+
+    # What is read
+
+    def values(self, named: Iterable[tuple[Any, Any]], owner: Any, kind: str) -> dict[Any, Frozen]:
         return {name: self.value(name, value, owner, kind) for name, value in named}
 
-    def value(self, name: object, value: Any, owner: Any, kind: str) -> tuple[Any, object]:
-        """A value that the function reads, frozen, with its fingerprint."""
-        if value is None or value is Ellipsis or isinstance(value, (bool, int, float, str, bytes, enum.Enum)):
+    def value(self, name: object, value: Any, owner: Any, kind: str) -> Frozen:
+        import torch
+
+        if value is None or value is Ellipsis or isinstance(value, (bool, int, float, str, bytes, enum.Enum, numbers.Number)):
             return value, (type(value).__qualname__, repr(value))
-        numpy_scalar = type(value).__module__ == "numpy" and hasattr(value, "item") and not hasattr(value, "__len__")
-        if isinstance(value, numbers.Number) or numpy_scalar:
-            return value, (type(value).__qualname__, repr(value))
-        if isinstance(value, (tuple, frozenset)):
+        if isinstance(value, (tuple, frozenset)) and type(value) in (tuple, frozenset):
             inner = [self.value(name, v, owner, kind) for v in value]
-            return type(value)(v for v, _ in inner) if type(value) in (tuple, frozenset) else value, tuple(m for _, m in inner)
+            return type(value)(v for v, _ in inner), tuple(m for _, m in inner)
         if isinstance(value, types.ModuleType):
-            if value.__name__ in _MODULES_OF_CHANCE or value.__name__.startswith("numpy.random"):
-                why = f"the {kind} {name!r} is the module {value.__name__}: random numbers would be baked into the kernel"
-                raise Refused(why, "Draw the numbers outside, and pass them as an operand of an epilogue.", location(owner))
-            return value, ("import", value.__name__)
-        if type(value).__module__ == "torch" and type(value).__name__ in ("dtype", "device", "layout", "memory_format"):
+            return self.module(value, owner, f"the {kind} {name!r}")
+        if isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format)):
             return value, repr(value)
-        if _is_tensor(value):
-            shape = tuple(value.shape)
-            why = f"the {kind} {name!r} is a captured tensor of shape {shape}"
-            step = "Make it an operand of an epilogue, mlpdsl.epilogue(fn, name=kind); a constant, a Python float."
+        if isinstance(value, torch.Tensor) or (type(value).__module__ == "numpy" and hasattr(value, "shape")):
+            why = f"the {kind} {name!r} is a captured tensor of shape {tuple(value.shape)}"
+            step = "Make it an operand, mlpdsl.epilogue(fn, name=kind); if it is a constant, write a Python float."
             raise Refused(why, step, location(owner))
-        if callable(value) and (
-            _from_torch(value) or isinstance(value, (types.FunctionType, functools.partial)) or _is_module(value)
-        ):
-            return self.function(value, str(name))
-        if isinstance(value, types.BuiltinFunctionType):
-            if getattr(value, "__module__", "") in _MODULES_OF_CHANCE or _is_method_of_chance(value):
-                raise Refused(f"the {kind} {name!r} gives random or changing numbers", "Pass them as an operand.", location(owner))
-            return value, ("builtin", value.__module__, value.__qualname__)
-        if isinstance(value, type) and _is_autograd_function(value):
-            methods = [self.python(f)[1] for f in _static_methods(value)]
-            return value, ("autograd", value.__qualname__, tuple(methods))
-        if isinstance(value, type) and value.__module__ in ("builtins", "torch"):
-            return value, ("type", value.__qualname__)
+        if isinstance(value, type):
+            if issubclass(value, torch.autograd.Function):
+                return self.autograd_function(value)
+            if _from_torch(value):
+                return value, ("type", value.__module__, value.__qualname__)
+        elif callable(value) and not _is_of_chance(value):
+            plain = (types.FunctionType, functools.partial, torch.nn.Module, torch.jit.ScriptFunction)
+            if isinstance(value, plain) or _from_torch(value):
+                return self.function(value, str(name))
+        elif callable(value):
+            raise Refused(f"the {kind} {name!r} gives random or changing numbers", "Pass them as an operand.", location(owner))
         why = f"the {kind} {name!r} is a {type(value).__name__}, which can change and so has no fingerprint"
         raise Refused(why, "Capture the numbers themselves, for example as default arguments.", location(owner))
 
+    def module(self, module: types.ModuleType, owner: Any, called: str) -> Frozen:
+        """A module that no program changes, as it is; of any other, a namespace of the attributes that the function names."""
+        if module.__name__.split(".")[0] in _OF_CHANCE or module.__name__.startswith("numpy.random"):
+            why = f"{called} is the module {module.__name__}: random or changing numbers would be baked into the kernel"
+            raise Refused(why, "Draw the numbers outside, and pass them as an operand of an epilogue.", location(owner))
+        if module.__name__.split(".")[0] in _UNCHANGING:
+            return module, ("import", module.__name__)
+        read = [n for n in _attributes_of(owner.__code__) if n in vars(module)]
+        found = self.values(((n, vars(module)[n]) for n in read), owner, f"attribute of {module.__name__}")
+        return types.SimpleNamespace(**{n: v for n, (v, _) in found.items()}), ("import", module.__name__, _marks(found))
 
-def _marks(found: dict[Any, tuple[Any, object]]) -> tuple[object, ...]:
+
+def _marks(found: dict[Any, Frozen]) -> tuple[object, ...]:
     return tuple((name, mark) for name, (_, mark) in found.items())
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code and that of lambdas and comprehensions inside it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _codes(constant)
 
 
-def _globals_read(f: types.FunctionType) -> list[tuple[str, Any]]:
-    """The globals that the code may name, those of lambdas and comprehensions inside it too."""
-    names = {name: None for code in _codes(f.__code__) for name in code.co_names}
-    return [(name, f.__globals__[name]) for name in names if name in f.__globals__]
+def _named(code: types.CodeType, start: tuple[str, ...]) -> list[str]:
+    found = (i for c in _codes(code) for i in dis.get_instructions(c) if i.opname.startswith(start))
+    return list(dict.fromkeys(str(i.argval) for i in found))
+
+
+def _globals_of(code: types.CodeType) -> list[str]:
+    return _named(code, ("LOAD_GLOBAL", "LOAD_NAME"))
+
+
+def _attributes_of(code: types.CodeType) -> list[str]:
+    return _named(code, ("LOAD_ATTR", "LOAD_METHOD"))
 
 
 def _code_mark(code: types.CodeType) -> tuple[object, ...]:
@@ -162,36 +207,14 @@ def _code_mark(code: types.CodeType) -> tuple[object, ...]:
 
 
 def _from_torch(f: Any) -> bool:
-    """Whether it is part of torch (or of the standard mathematics), which no program changes."""
+    """Whether it is part of torch or of another library that no program changes."""
     module = getattr(f, "__module__", None)
     if module is None:  # torch's own method descriptors and builtins have none
         owner = getattr(f, "__objclass__", None) or getattr(f, "__self__", None)
         module = getattr(owner, "__module__", None) or getattr(owner, "__name__", "")
-    return str(module).split(".")[0] in ("torch", "math", "_operator", "operator") and not isinstance(f, types.ModuleType)
+    return str(module).split(".")[0] in _UNCHANGING
 
 
-def _is_module(f: Any) -> bool:
-    import torch
-
-    return isinstance(f, torch.nn.Module)
-
-
-def _static_methods(kind: type) -> list[types.FunctionType]:
-    found = (getattr(kind, name, None) for name in ("forward", "backward", "setup_context"))
-    return [f for f in found if isinstance(f, types.FunctionType) and not _from_torch(f)]
-
-
-def _is_autograd_function(value: type) -> bool:
-    import torch
-
-    return issubclass(value, torch.autograd.Function)
-
-
-def _is_tensor(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor) or (type(value).__module__ == "numpy" and type(value).__name__ == "ndarray")
-
-
-def _is_method_of_chance(value: Any) -> bool:
-    return type(getattr(value, "__self__", None)).__module__ in _MODULES_OF_CHANCE
+def _is_of_chance(value: Any) -> bool:
+    modules = (getattr(value, "__module__", None), type(getattr(value, "__self__", None)).__module__)
+    return any(str(m).split(".")[0] in _OF_CHANCE or str(m).startswith("numpy.random") for m in modules)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection
 
-from .graph import ARITY, Expr, call, const, symbol, symbols, walk
+from .graph import ARITY, BOOLEAN, Expr, call, const, symbol, symbols, walk
 
 _INFIX = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2)}
 _BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
@@ -83,6 +83,18 @@ def parse(text: str, names: Collection[str]) -> Expr:
     if not body or not isinstance(body[-1], ast.Expr):
         raise ValueError(f"not a formula: {text[:80]!r}")
     return _parse(body[-1].value, known)
+
+
+def check_types(expr: Expr) -> None:
+    """Truth values stand where they belong, and nowhere else; the whole is a number. Raises ValueError."""
+    for node in walk(expr):
+        for index, a in enumerate(node.args):
+            wanted = node.op in ("both", "either", "invert") or (node.op == "where" and index == 0)
+            if (a.op in BOOLEAN) != wanted:
+                what = "a truth value" if wanted else "a number"
+                raise ValueError(f"{node.op} takes {what} as argument {index + 1}, not {to_text(a)[:60]!r}")
+    if expr.op in BOOLEAN:
+        raise ValueError(f"{to_text(expr)[:60]!r} is a truth value; write where({expr.op}(…), 1.0, 0.0)")
 
 
 def _parse(node: ast.expr, known: dict[str, Expr]) -> Expr:

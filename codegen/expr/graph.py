@@ -20,6 +20,9 @@ ELEMENTARY: Final = frozenset([
 ])  # fmt: skip
 """What every backend prints. `max` and `min` pass NaN on, as torch does; comparisons with NaN are false."""
 
+BOOLEAN: Final = frozenset(["lt", "le", "gt", "ge", "eq", "ne", "both", "either", "invert"])
+"""Operations whose result is true or false."""
+
 _INTRINSIC_PAIRS: Final = frozenset(["pow", "atan2", "hypot", "logaddexp"])
 
 INTRINSIC: Final = _INTRINSIC_PAIRS | frozenset([

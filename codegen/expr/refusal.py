@@ -38,7 +38,7 @@ def _line(code: CodeType, number: int) -> str:
 def location(f: Any) -> str:
     """Where a function begins."""
     code = getattr(f, "__code__", None)
-    return _line(code, code.co_firstlineno) if code else ""
+    return _line(code, code.co_firstlineno) if code and _is_users(code) else ""
 
 
 def raised_at(traceback: TracebackType | None) -> str:

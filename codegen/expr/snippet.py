@@ -7,10 +7,12 @@ inside a generated kernel, and may come from a JSON file.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 
 BACKENDS = ("triton",)
 _ROOTS = ("tl", "libdevice")
+_EXTERN = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _TL = ("abs", "exp", "exp2", "log", "log2", "sqrt", "sqrt_rn", "rsqrt", "sin", "cos", "erf", "floor", "ceil", "fma", "maximum",
        "minimum", "clamp", "sigmoid", "where", "div_rn", "fdiv")  # fmt: skip
 _NODES = (
@@ -25,6 +27,7 @@ def checked(text: str, inputs: Sequence[str]) -> str:
         raise ValueError(f"{len(text)} characters; at most 10000")
     try:
         tree = ast.parse(text.strip(), mode="eval")
+        canonical = ast.unparse(tree)
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
         raise ValueError(f"not one expression: {text[:80]!r}") from error
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
@@ -40,12 +43,14 @@ def checked(text: str, inputs: Sequence[str]) -> str:
             raise ValueError(f"the name {node.id!r}: the inputs are {', '.join(inputs)}")
         if isinstance(node, ast.Attribute):
             root, _, name = ast.unparse(node).partition(".")
-            elementwise = name.removeprefix("math.") in _TL if root == "tl" else root == "libdevice" and name.isidentifier()
+            elementwise = (
+                name.removeprefix("math.") in _TL if root == "tl" else root == "libdevice" and _EXTERN.fullmatch(name) is not None
+            )
             if (id(node) in called and not elementwise) or id(node) not in called | inner:
                 raise ValueError(f"{ast.unparse(node)[:80]!r}: only elementwise functions of tl and libdevice are called")
         if isinstance(node, ast.Call) and (node.keywords or not isinstance(node.func, ast.Attribute)):
             raise ValueError(f"{ast.unparse(node)[:80]!r}: only functions of tl and libdevice are called, without keywords")
-    return ast.unparse(tree)
+    return canonical
 
 
 def positional(text: str, inputs: Sequence[str]) -> str:

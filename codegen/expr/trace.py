@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import aten
-from .graph import Expr, call, const, symbol, walk
+from .graph import BOOLEAN, Expr, call, const, symbol, walk
 from .reasons import reason
 from .refusal import Refused, line_in, location, raised_at
 
@@ -33,10 +33,13 @@ _IGNORED = ("layout", "device", "pin_memory", "memory_format", "non_blocking", "
 
 @contextmanager
 def neutral() -> Iterator[None]:
-    """On the CPU, with gradients, without autocast: whatever the program around a declaration has set. No GPU is touched."""
+    """On the CPU, with gradients, without autocast, random numbers put back: whatever the program around a declaration has set."""
     import torch
 
-    with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+    plain = (torch.device("cpu"), torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False))
+    with ExitStack() as stack:
+        for each in (*plain, torch.random.fork_rng(devices=[])):
+            stack.enter_context(each)
         yield
 
 
@@ -106,15 +109,12 @@ def _try(function: Callable[..., Any], examples: Sequence[Tensor]) -> None:
     import torch
 
     copies = [e.clone() for e in examples]
-    state = torch.get_rng_state()
     try:
         result = function(*copies)
     except Exception as error:
         where = raised_at(error.__traceback__) or location(function)
         why = f"called with {len(examples)} tensors it raises {type(error).__name__}: {_first_line(error)}"
         raise Refused(why, "It must take float32 tensors of one shape, and return one of that shape.", where) from error
-    finally:
-        torch.set_rng_state(state)
     if any(not torch.equal(a, b) for a, b in zip(copies, examples, strict=True)):
         raise Refused("it changes its input in place", "Return a new tensor.", location(function))
     step = "A function maps each element on its own: it returns one tensor of its inputs' shape."
@@ -124,7 +124,7 @@ def _try(function: Callable[..., Any], examples: Sequence[Tensor]) -> None:
         why = f"a shape change: it makes {tuple(result.shape)} of {tuple(examples[0].shape)}"
         raise Refused(why, f"{step} For act(gate)·up write gated=True and a function of (gate, up).", location(function))
     if result.dtype != torch.float32:
-        why = f"it returns {result.dtype} for float32; complex, integer and other types have no printing"
+        why = f"it returns {result.dtype} for float32: a cast, or complex or integer arithmetic, which has no printing"
         raise Refused(why, step, location(function))
 
 
@@ -156,6 +156,7 @@ def recording(function: Callable[..., Any]) -> Any:
     class Recorder(TorchDispatchMode):
         def __init__(self) -> None:
             super().__init__()  # type: ignore[no-untyped-call]
+            self.where = ""
             self.known: dict[int, tuple[Tensor, Expr | Refused]] = {}  # with the tensor, so that its id stays its own
 
         @classmethod
@@ -179,14 +180,14 @@ def recording(function: Callable[..., Any]) -> Any:
                 return found[1]
             if tensor.numel() == 1:  # torch.tensor(2.0), made inside: `capture` has refused those from outside
                 return const(float(tensor.detach()))
-            why = f"a captured tensor of shape {tuple(tensor.shape)}"
-            step = "Pass it as an operand of an epilogue: mlpdsl.epilogue(fn, name=kind)."
-            return Refused(why, step, line_in(sys._getframe()) or location(function))
+            why = f"a tensor of shape {tuple(tensor.shape)} that torch did not make of the inputs: captured, or by way of numpy"
+            step = "Pass it as an operand of an epilogue, mlpdsl.epilogue(fn, name=kind), or use torch's operations."
+            return Refused(why, step, self.where or location(function))
 
         def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             name, _, overload = str(op).removeprefix("aten.").partition(".")
-            where = line_in(sys._getframe()) or location(function)
+            where = self.where = line_in(sys._getframe()) or location(function)
             if name in _READS and any(id(a) in self.known for a in args if isinstance(a, torch.Tensor)):
                 why = "control flow, or a Python number, that depends on the data"
                 raise Refused(why, "Choose element by element with torch.where(condition, a, b).", where)
@@ -246,7 +247,7 @@ def recording(function: Callable[..., Any]) -> Any:
 
 
 def _as_number(value: Any) -> Any:
-    return call("where", value, 1.0, 0.0) if isinstance(value, Expr) and value.op in aten.BOOLEAN else value
+    return call("where", value, 1.0, 0.0) if isinstance(value, Expr) and value.op in BOOLEAN else value
 
 
 def _cast(value: Expr, dtype: Any, where: str) -> Expr:
@@ -256,7 +257,7 @@ def _cast(value: Expr, dtype: Any, where: str) -> Expr:
         known: Expr = _as_number(value)
         return known
     if dtype is torch.bool:
-        return value if value.op in aten.BOOLEAN else call("ne", value, 0.0)
+        return value if value.op in BOOLEAN else call("ne", value, 0.0)
     if not dtype.is_floating_point:
         raise Refused(f"a cast to {dtype}: an integer or complex operation", "Use torch.floor, or only real arithmetic.", where)
     step = "Everything inside is float32, and rounded once at the end: leave the cast out."

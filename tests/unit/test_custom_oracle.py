@@ -184,9 +184,6 @@ def test_without_the_python_function_the_formula_is_the_truth() -> None:
         torch.testing.assert_close(one.bound, two.bound, rtol=1e-6, atol=0)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: hand-written text goes before the formula, and has no meaning in float64", raises=NameError
-)
 def test_a_formula_with_hand_written_text() -> None:
     plain = {
         "expr": "sin(x) * 0.321",
@@ -208,14 +205,10 @@ def test_a_wide_error_at_a_jump() -> None:
 CUBE = custom.value(activation(lambda x: torch.square(x) * x), [exact(torch.tensor([1e13, 1e10, -1e13]))])
 
 
-@pytest.mark.xfail(strict=True, reason="bug: nothing is asked of what lies beyond float32 and within float64")
 def test_overflow_of_the_truth_is_asked_for() -> None:
     assert CUBE.value[0] == torch.inf and CUBE.value[2] == -torch.inf and CUBE.bound.tolist()[0] == 0.0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: y·(1 - y) by torch in float64 has fewer digits than the kernel's stable form in float32"
-)
 @pytest.mark.parametrize("name", ["torch_sigmoid", "lecun_tanh"])
 def test_the_truth_of_faint_numbers(name: str) -> None:
     """A right kernel must not be refused where it is better than the truth."""

@@ -115,7 +115,7 @@ FIELDS = "'dims', 'activation', 'gated', 'bias', 'dtype', 'precision', 'epilogue
         (
             {"epilogue": ({"expr": "tile", "grads": ["1.0", "0.0"], "operands": [["grad", "row"]]},)},
             "MLPSpec.epilogue[0].operands: got 'grad'; allowed: the name of a keyword argument. Choose a name of letters, "
-            "digits and _, at most 64, no Python keyword and none of 'x', 'self', 'tile', 'grad'.",
+            "digits and _, at most 64, no Python keyword and none of 'x', 'self', 'tile', 'grad', 'tl', 'libdevice'.",
         ),
         (
             {"layout": "packd"},
