@@ -90,7 +90,7 @@ def measure(fields: dict[str, Any], m: int, train: bool, span: float, rounds: in
         run()
         stretch(run, 2 * span)
     times: dict[str, list[float]] = {name: [] for name in calls}
-    # Three kernels that differ in a few instructions: each order of them equally often, so that none has the warmer neighbour.
+    # Kernels that differ in a few instructions: short stretches, each order equally often, so that none has the warmer neighbour.
     orders = list(itertools.permutations(calls))
     for i in range(rounds * len(orders)):
         for name in orders[i % len(orders)]:
@@ -98,7 +98,11 @@ def measure(fields: dict[str, Any], m: int, train: bool, span: float, rounds: in
     row: dict[str, Any] = {"m": m, "train": train, "clocks": clocks()}
     for name, values in times.items():
         row[name] = {"median_us": round(statistics.median(values), 2)}
-        row[name]["over_registered"] = round(statistics.median(values) / statistics.median(times["registered"]), 4)
+        ratios = sorted(v / r for v, r in zip(values, times["registered"], strict=True))  # of neighbours in time
+        row[name]["over_registered"] = round(statistics.median(ratios), 4)
+        half = 0.98 * len(ratios) ** 0.5  # ranks beside the median that hold it with 95%
+        ends = (ratios[max(0, int(len(ratios) / 2 - half))], ratios[min(len(ratios) - 1, int(len(ratios) / 2 + half))])
+        row[name]["over_registered_95"] = [round(e, 4) for e in ends]
         low, _, high = statistics.quantiles(values, n=4)
         row[name]["quartiles_us"] = [round(low, 2), round(high, 2)]
     return row
@@ -107,8 +111,8 @@ def measure(fields: dict[str, Any], m: int, train: bool, span: float, rounds: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--span", type=float, default=0.1, help="seconds of one stretch")
-    parser.add_argument("--rounds", type=int, default=4, help="times each order of the candidates")
+    parser.add_argument("--span", type=float, default=0.03, help="seconds of one stretch")
+    parser.add_argument("--rounds", type=int, default=12, help="times each order of the candidates")
     options = parser.parse_args()
     import triton
 

@@ -59,8 +59,6 @@ class TritonBackend:
             reasons.append(f"Triton writes no {plan.dtype} matrix instruction for sm_75")
         if plan.precision == "tf32x3" and target.kind == "hip":
             reasons.append("Triton does not compile tf32x3 for AMD GPUs; precision='ieee' does")
-        if interpreting() and plan.uses_libdevice:
-            reasons.append("Triton's interpreter has no libdevice, which this spec's hand-written text calls")
         return reasons
 
     def runs_on(self, device: str) -> list[str]:
@@ -147,7 +145,10 @@ def _triton_reasons(device: str, spec_json: str) -> list[str]:
         target = target_of(torch.device(device))
     except UnsupportedError as error:
         return list(error.reasons)
-    return BACKENDS["triton"].supports(lower(MLPSpec.from_json(spec_json), target), target)
+    plan = lower(MLPSpec.from_json(spec_json), target)
+    if interpreting() and plan.uses_libdevice:
+        reasons.append("Triton's interpreter has no libdevice, which this spec's hand-written text calls")
+    return reasons + BACKENDS["triton"].supports(plan, target)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -25,8 +25,8 @@ from mlpdsl.names import ACTIVATIONS, ALIASES, EPILOGUE_OPERANDS, REFUSED, liste
 
 __all__ = ["activation", "canonical_name", "epilogue", "from_plain", "register_activation"]
 
-_traced: dict[object, Function] = {}
-"""What was traced in this process, by fingerprint: declaring ten specs with one function traces once."""
+_traced: dict[object, tuple[Function, str]] = {}
+"""What was traced in this process, and the warning, by fingerprint: declaring ten specs with one function traces once."""
 
 
 def activation(
@@ -78,6 +78,10 @@ def epilogue(
         check_operand_name(name, f"{where}, operand")
         check_kind(kind, f"{where}, {name}")
     wanted, optional = names[1:], _optional(fn)
+    options = [n for n in wanted if n in ("check", "derivative", "triton")]
+    if options:
+        step = "These are options of mlpdsl.epilogue itself: rename the function's parameter."
+        raise SpecError(describe(f"{where}, operand", options[0], "a name that is no option", step))
     missing = [n for n in wanted if n not in kinds and n not in optional]
     unknown = [n for n in kinds if n not in wanted]
     if missing or unknown:
@@ -200,7 +204,10 @@ def _function(
         key = (mark, derivative_mark, inputs, kinds, snippets, checked)
         if key not in _traced:
             _traced[key] = _trace(frozen, frozen_derivative, inputs, kinds, snippets, checked, name, where)
-        return _traced[key]
+        made, warning = _traced[key]
+        if warning:
+            warnings.warn(warning, UnstableWarning, stacklevel=_outside())
+        return made
     except Refused as refused:
         at = f" ({refused.where})" if refused.where else ""
         raise UnsupportedError(f"{where}: {name} cannot be fused{at}: {refused.why}. {refused.step}", (refused.why,)) from refused
@@ -231,7 +238,8 @@ def _trace(
     checked: bool,
     name: str,
     where: str,
-) -> Function:
+) -> tuple[Function, str]:
+    """The function, and what to warn of."""
     try:
         if derivative is None:
             value, by = trace(frozen, inputs)
@@ -242,14 +250,13 @@ def _trace(
     except Refused:
         if not snippets:
             raise
-        return Function(inputs, kinds, "", (), snippets, name, frozen, derivative)
+        return Function(inputs, kinds, "", (), snippets, name, frozen, derivative), ""
     if not soundness.agrees(frozen, derivative, inputs, [value, *partials]):
         why = "it does not give the same twice: it draws random numbers, or reads what changes"
         raise Refused(why, "Pass such values as operands of an epilogue.", location(frozen))
-    if checked:
-        _judge(frozen, derivative, inputs, [value, *partials], name, where)
+    warning = _judge(frozen, derivative, inputs, [value, *partials], name, where) if checked else ""
     texts = [formula.to_text(e) for e in (value, *partials)]
-    return Function(inputs, kinds, texts[0], tuple(texts[1:]), snippets, name, frozen, derivative)
+    return Function(inputs, kinds, texts[0], tuple(texts[1:]), snippets, name, frozen, derivative), warning
 
 
 def _judge(
@@ -259,10 +266,11 @@ def _judge(
     results: list[Expr],
     name: str,
     where: str,
-) -> None:
+) -> str:
+    """Raises `SpecError` for a formula that breaks in float32; returns the warning about one that loses digits."""
     found = [p for p in soundness.problems(frozen, None, inputs, results) if p.kind != "faint"]
     if not found:
-        return
+        return ""
     worst = min(found, key=lambda p: p.kind != "broken")
     stable = soundness.suggestions(results[0])
     step = f"Stable: {'; '.join(stable)}." if stable else "Rewrite it without overflow or cancellation."
@@ -273,7 +281,7 @@ def _judge(
     message = f"{where}: {name}{f' ({line})' if line else ''} is unstable: {worst}. {step}"
     if worst.kind == "broken":
         raise SpecError(f"{message} To use it as it is, pass mlpdsl.{where.rpartition('.')[2]}(fn, check=False).")
-    warnings.warn(message, UnstableWarning, stacklevel=_outside())
+    return message
 
 
 def _outside() -> int:

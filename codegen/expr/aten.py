@@ -246,6 +246,12 @@ def _logit(x: Expr, eps: float | None = None) -> Expr:
     return call("log", x / (1.0 - x))
 
 
+def _logit_backward(g: Expr, x: Expr, eps: float | None = None) -> Expr:
+    slope = g / (x * (1.0 - x))
+    low = 0.0 if eps is None else eps
+    return _choose(call("both", call("ge", x, low), call("le", x, 1.0 - low)), slope, 0.0)
+
+
 def _prelu_backward(x: Expr, weight: Expr, g: Expr) -> tuple[Expr, Expr]:
     positive = call("gt", x, 0.0)
     return _choose(positive, g, weight * g), _choose(positive, 0.0, x * g)
@@ -293,6 +299,24 @@ def _logical_not(x: Expr) -> Expr:
     return call("invert", x) if x.op in BOOLEAN else call("eq", x, 0.0)
 
 
+def _comparison(op: str) -> Handler:
+    """A comparison; with an infinity, which has no printing, it is one with the largest number."""
+
+    def compare(a: Expr, b: Expr | float) -> Expr:
+        if isinstance(b, Expr) or not math.isinf(b):
+            return call(op, a, b)
+        if b < 0:
+            mirror = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}.get(op, op)
+            return _comparison(mirror)(-a, math.inf)  # type: ignore[no-any-return]
+        beyond = call("gt", a, _LARGEST)
+        return {
+            "eq": beyond, "ge": beyond, "gt": call("ne", 0.0, 0.0), "lt": call("le", a, _LARGEST), "ne": call("invert", beyond),
+            "le": call("eq", a, a),
+        }[op]  # fmt: skip
+
+    return compare
+
+
 def _elementwise(op: str) -> Handler:
     return lambda *args: call(op, *args)
 
@@ -311,9 +335,10 @@ ATEN: Final[Mapping[str, Handler]] = {
         "asinh": "asinh", "acosh": "acosh", "atanh": "atanh", "rsqrt": "rsqrt", "exp2": "exp2", "special_exp2": "exp2",
         "log2": "log2", "log10": "log10", "atan2": "atan2", "hypot": "hypot", "logaddexp": "logaddexp", "floor": "floor",
         "special_ndtr": "normal_cdf", "maximum": "max", "minimum": "min", "fmax": "max", "fmin": "min", "where": "where",
-        "lt": "lt", "le": "le", "gt": "gt", "ge": "ge", "eq": "eq", "ne": "ne", "logical_and": "both",
+        "logical_and": "both",
         "logical_or": "either", "bitwise_and": "both", "bitwise_or": "either", "bitwise_not": "invert",
     }.items()},
+    **{name: _comparison(name) for name in ("lt", "le", "gt", "ge", "eq", "ne")},
     "exp": _exp,
     "add": _add,
     "sub": _sub,
@@ -352,6 +377,7 @@ ATEN: Final[Mapping[str, Handler]] = {
     "xlogy": _xlogy,
     "sinc": _sinc,
     "logit": _logit,
+    "logit_backward": _logit_backward,
     "scalar_tensor": const,
     "zeros_like": lambda x: const(0.0),
     "ones_like": lambda x: const(1.0),

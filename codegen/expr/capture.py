@@ -22,6 +22,9 @@ _OF_CHANCE = ("random", "secrets", "time", "uuid")
 _UNCHANGING = ("torch", "math", "cmath", "numpy", "operator", "_operator", "functools", "builtins", "typing", "types")
 """Top-level modules that no program changes: what they hold is read as it is, and goes by its name."""
 
+_OF_EVERY_CLASS = ("__init__", "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__",
+                   "__parameters__", "__static_attributes__", "__firstlineno__", "__repr__", "extra_repr")  # fmt: skip
+
 Frozen = tuple[Any, object]
 """A value that nothing outside can change, and a hashable fingerprint of it."""
 
@@ -77,10 +80,10 @@ class _Walk:
             except ValueError:  # a name that the enclosing function has not assigned yet
                 why = f"the closure {name!r} has no value yet"
                 raise Refused(why, "Declare the MLP after it is assigned.", location(f)) from None
-            if name == "__class__" and isinstance(content, type):  # super()
-                closed[name] = content, ("class", content.__qualname__)
-            else:
-                closed |= self.values([(name, content)], f, "closure")
+            if name == "__class__":
+                why = "super() reaches methods that can change, so it has no fingerprint"
+                raise Refused(why, "Pass a plain function of tensors.", location(f))
+            closed |= self.values([(name, content)], f, "closure")
             new.cell_contents = closed[name][0]
         positional = self.values(enumerate(f.__defaults__ or ()), f, "default")
         by_name = self.values((f.__kwdefaults__ or {}).items(), f, "default")
@@ -111,14 +114,21 @@ class _Walk:
         if _from_torch(kind):
             return kind.__qualname__, repr(module)
         own = [c for c in kind.__mro__ if not _from_torch(c) and c is not object]
-        methods = {n: f for c in reversed(own) for n, f in vars(c).items() if isinstance(f, types.FunctionType)}
-        methods.pop("__init__", None)
+        held = {n: v for c in reversed(own) for n, v in vars(c).items() if n not in _OF_EVERY_CLASS}
+        plain = {n: getattr(v, "__func__", v) for n, v in held.items()}  # a staticmethod holds its function
+        methods = {n: f for n, f in plain.items() if isinstance(f, types.FunctionType) and not isinstance(held[n], classmethod)}
+        shared = self.values(((n, v) for n, v in held.items() if n not in methods), kind.forward, "class attribute")
+        made.__dict__.update({str(n): v for n, (v, _) in shared.items()})
         inner = (*vars(torch.nn.Module()), *module._modules)
         attributes = [(n, v) for n, v in vars(module).items() if n not in inner]
-        marks: list[object] = [kind.__qualname__, _marks(self.values(attributes, methods.get("forward"), "attribute"))]
+        marks: list[object] = [
+            kind.__qualname__,
+            _marks(shared),
+            _marks(self.values(attributes, methods.get("forward"), "attribute")),
+        ]
         for name, method in methods.items():
             frozen, mark = self.python(method)
-            made.__dict__[name] = types.MethodType(frozen, made)
+            made.__dict__[name] = frozen if isinstance(held[name], staticmethod) else types.MethodType(frozen, made)
             marks.append((name, mark))
         return tuple(marks)
 

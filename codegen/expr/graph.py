@@ -10,6 +10,7 @@ The operations stand at the level of mathematics (`sigmoid`, `normal_cdf`); `sta
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -137,6 +138,17 @@ _FOLD: Final[Mapping[str, Callable[..., float]]] = {
 }  # fmt: skip
 
 
+_COMPARE: Final[Mapping[str, Callable[[float, float], bool]]] = {
+    "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge, "eq": operator.eq, "ne": operator.ne,
+}  # fmt: skip
+
+
+def _truth(value: bool) -> Expr:
+    """A comparison of numbers: true is 0 == 0, false 0 != 0."""
+    zero = const(0.0)
+    return _intern("eq" if value else "ne", (zero, zero))
+
+
 def call(op: str, *operands: Expr | float) -> Expr:
     """The node `op(*operands)`, folded and simplified by rules that change no value by more than a rounding."""
     if ARITY.get(op) != len(operands):
@@ -149,6 +161,8 @@ def call(op: str, *operands: Expr | float) -> Expr:
             folded = math.nan
         if math.isfinite(folded):
             return const(folded)
+    if op in _COMPARE and all(a.op == "const" for a in args):
+        return _truth(_COMPARE[op](args[0].value, args[1].value))
     return _simplify(op, args) or _intern(op, args)
 
 
@@ -194,9 +208,19 @@ def _simplify(op: str, args: tuple[Expr, ...]) -> Expr | None:
         if a.op == "where" and a.args[1].is_const(0.0):  # a shut gate stays in sight
             return call("where", a.args[0], 0.0, -a.args[2])
     elif op == "where":
-        _, a, b = args
-        if a is b:
+        condition, a, b = args
+        if a is b or condition is _truth(True):
             return a
+        if condition is _truth(False):
+            return b
+    elif op in ("both", "either"):
+        decides = _truth(op == "either")
+        if decides in args:
+            return decides
+        if _truth(op == "both") in args:
+            return args[1] if args[0] is _truth(op == "both") else args[0]
+    elif op == "invert" and args[0] in (_truth(True), _truth(False)):
+        return _truth(args[0] is _truth(False))
     elif op == "pow" and args[1].is_const():
         return _constant_power(args[0], args[1].value)
     return None

@@ -65,7 +65,7 @@ def _trace(function: Callable[..., Any], names: Sequence[str]) -> tuple[Expr, di
             value = function(*leaves)
             pulled: Sequence[Tensor | None] = [None] * len(leaves)
             if value.requires_grad:
-                pulled = torch.autograd.grad(value, leaves, ones, allow_unused=True)
+                pulled = torch.autograd.grad(_seeded(value, ones), leaves, allow_unused=True)
     except Exception as error:
         raise _explained(error, function) from error
     results = [recorder.number(value), *(const(0.0) if p is None else recorder.number(p) for p in pulled)]
@@ -74,6 +74,23 @@ def _trace(function: Callable[..., Any], names: Sequence[str]) -> tuple[Expr, di
         why = f"it and its derivative have {count} operations; at most {MAX_OPERATIONS} are fused"
         raise Refused(why, "Apply it outside the MLP.", location(function))
     return results[0], dict(zip(names, results[1:], strict=True))
+
+
+def _seeded(value: Tensor, gradient: Tensor) -> Tensor:
+    """A number whose gradient by `value` is that tensor: torch.autograd.grad, given one, imports sympy, a second and more."""
+    import torch
+
+    class Seed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, value: Tensor) -> Tensor:
+            return value.new_zeros(())
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return gradient
+
+    seed: Tensor = Seed.apply(value)  # type: ignore[no-untyped-call]
+    return seed
 
 
 def trace_value(function: Callable[..., Any], names: Sequence[str], outputs: int) -> list[Expr]:
@@ -113,6 +130,8 @@ def _try(function: Callable[..., Any], examples: Sequence[Tensor]) -> None:
         result = function(*copies)
     except Exception as error:
         where = raised_at(error.__traceback__) or location(function)
+        if "Boolean value of Tensor" in str(error) or "one element tensors" in str(error) or "Python scalar" in str(error):
+            raise _depends_on_data(where) from error
         why = f"called with {len(examples)} tensors it raises {type(error).__name__}: {_first_line(error)}"
         raise Refused(why, "It must take float32 tensors of one shape, and return one of that shape.", where) from error
     if any(not torch.equal(a, b) for a, b in zip(copies, examples, strict=True)):
@@ -126,6 +145,11 @@ def _try(function: Callable[..., Any], examples: Sequence[Tensor]) -> None:
     if result.dtype != torch.float32:
         why = f"it returns {result.dtype} for float32: a cast, or complex or integer arithmetic, which has no printing"
         raise Refused(why, step, location(function))
+
+
+def _depends_on_data(where: str) -> Refused:
+    why = "control flow, or a Python number, that depends on the data"
+    return Refused(why, "Choose element by element with torch.where(condition, a, b), and call torch's functions.", where)
 
 
 def _first_line(error: BaseException) -> str:
@@ -143,8 +167,8 @@ def _explained(error: Exception, function: Callable[..., Any]) -> Refused:
     if "is not implemented" in text or "not differentiable" in text:
         why = f"torch has no derivative for it: {_first_line(error)}"
         return Refused(why, "Give one: mlpdsl.activation(fn, derivative=your_derivative).", where)
-    if "in-place" in text:
-        return Refused("it changes its input in place", "Return a new tensor.", where)
+    if "in-place" in text or "inplace" in text:
+        return Refused("it changes a tensor in place that the derivative needs", "Return a new tensor.", where)
     return Refused(f"tracing it raises {type(error).__name__}: {_first_line(error)}", "Use torch's elementwise operations.", where)
 
 
@@ -189,8 +213,7 @@ def recording(function: Callable[..., Any]) -> Any:
             name, _, overload = str(op).removeprefix("aten.").partition(".")
             where = self.where = line_in(sys._getframe()) or location(function)
             if name in _READS and any(id(a) in self.known for a in args if isinstance(a, torch.Tensor)):
-                why = "control flow, or a Python number, that depends on the data"
-                raise Refused(why, "Choose element by element with torch.where(condition, a, b).", where)
+                raise _depends_on_data(where)
             in_place = name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], torch.Tensor)
             if in_place and self.is_shared(args[0]):
                 why = f"an in-place operation (aten.{name}) on memory that another tensor shares"
@@ -230,8 +253,8 @@ def recording(function: Callable[..., Any]) -> Any:
             try:
                 return aten.ATEN[name](*inner, **named)
             except (TypeError, NotImplementedError, ValueError, OverflowError) as error:
-                if str(error) == "randomness":
-                    raise Refused(*reason("bernoulli", ""), where) from error
+                if str(error) == "randomness" or "complex" in str(error):
+                    raise Refused(*reason("bernoulli" if str(error) == "randomness" else "complex", ""), where) from error
                 why = f"aten.{name} with these arguments has no printing: {error}"
                 raise Refused(why, "Write it in other operations.", where) from error
 

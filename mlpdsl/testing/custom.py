@@ -55,18 +55,13 @@ def _results(function: Function, inputs: Sequence[Bounded]) -> list[Bounded]:
     shape = at[0].shape
     errors = [p.bound.expand(p.value.shape).broadcast_to(shape) for p in inputs]
     exact = [p.is_exact for p in inputs]
-    call, derivative = _meaning(function)
-    here = truth(call, derivative, at)
-    doubt = [torch.zeros(shape, dtype=torch.float64, device=at[0].device) for _ in here]
-    if function.value:  # torch's own y·(1 - y) has few digits in float64 where y is nearly 1; the formula's are stable
-        size = 1.0 + sum(t.abs().nan_to_num(posinf=0.0) for t in at)
-        for index, (again, first) in enumerate(zip(_in_float64(function)(*at), here, strict=True)):
-            doubt[index] = torch.minimum((again - first).abs().nan_to_num(0.0), 1e-13 * size)
+    here, doubt = _evaluated(function, at)
     spread = [torch.zeros(shape, dtype=torch.float64, device=at[0].device) for _ in here]
     steps = [(0.0,) if e else SAMPLES for e in exact]
     for moved in product(*steps):
         if any(moved):
-            there = truth(call, derivative, [t + s * e for t, s, e in zip(at, moved, errors, strict=True)])
+            there, doubts = _evaluated(function, [t + s * e for t, s, e in zip(at, moved, errors, strict=True)])
+            doubt = [torch.maximum(a, b) for a, b in zip(doubt, doubts, strict=True)]
             for index, (near, middle) in enumerate(zip(there, here, strict=True)):
                 both = (near == middle) | (near.isnan() & middle.isnan())
                 spread[index] = torch.maximum(spread[index], torch.where(both, 0.0, (near - middle).abs()))
@@ -77,17 +72,30 @@ def _results(function: Function, inputs: Sequence[Bounded]) -> list[Bounded]:
     ]
 
 
+def _evaluated(function: Function, at: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Value and derivatives in float64, and how far each may be off: torch's y·(1 - y) has few digits where y is nearly 1, and the
+    formula's own functions have them."""
+    here = truth(*_meaning(function), at)
+    if not function.value:
+        return here, [torch.zeros_like(at[0]) for _ in here]
+    size = 1.0 + torch.stack([t.abs().nan_to_num(posinf=0.0) for t in at]).sum(0)
+    again = _in_float64(function)(*at)
+    return here, [torch.minimum((a - h).abs().nan_to_num(0.0), 1e-13 * size) for a, h in zip(again, here, strict=True)]
+
+
 @lru_cache(maxsize=256)
 def _in_float64(function: Function) -> Callable[..., tuple[Tensor, ...]]:
     """The formulas of value and derivatives, unexpanded, by torch's own functions."""
     return to_torch(tuple(formula_of(text, function.inputs) for text in (function.value, *function.partials)), function.inputs)
 
 
-@lru_cache(maxsize=256)
 def _meaning(function: Function) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]] | None]:
     """The function in float64, and its derivative where torch's is not meant. From the formula only where there is nothing else."""
-    if function.call is not None:
-        return function.call, function.derivative
+    return (function.call, function.derivative) if function.call is not None else _of_formula(function)
+
+
+@lru_cache(maxsize=256)
+def _of_formula(function: Function) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]]]:
     assert function.value, f"{function} was read from JSON as text of a backend: it has no meaning in float64"
     formula, *by = (formula_of(text, function.inputs) for text in (function.value, *function.partials))
     run = to_torch((formula,), function.inputs)

@@ -154,10 +154,10 @@ def test_hand_written_text() -> None:
 
 
 def test_an_operand_may_have_any_name() -> None:
-    def odd(x: Tensor, M: Tensor, acc: Tensor, rows: Tensor, operand0: Tensor, triton: Tensor) -> Tensor:
-        return x * M + acc * rows - operand0 * triton
+    def odd(x: Tensor, M: Tensor, acc: Tensor, rows: Tensor, operand0: Tensor, out: Tensor) -> Tensor:
+        return x * M + acc * rows - operand0 * out
 
-    kinds = {"M": "row", "acc": "column", "rows": "tile", "operand0": "scalar", "triton": "column"}
+    kinds = {"M": "row", "acc": "column", "rows": "tile", "operand0": "scalar", "out": "column"}
     for dims, rows in SHAPES:
         check_call(make_call(MLPSpec(dims=dims, activation="relu", epilogue=(epilogue(odd, **kinds),)), (rows,), 3))
 

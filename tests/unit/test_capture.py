@@ -444,7 +444,6 @@ class TestObjectsThatChange:
         assert activation(lambda x: torch.sin(x) * x.sigmoid()).value == "sin(x) * sigmoid(x)"
 
     # The formulas differ, because two equal functions are one to eager.
-    @pytest.mark.xfail(strict=True, reason="bug: what a class holds besides plain functions is read as it is now")
     @pytest.mark.parametrize("how", ["attribute", "property", "static", "super"])
     def test_what_its_class_holds(self, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
         class Base(nn.Module):

@@ -22,7 +22,8 @@ FUNCTIONS = """{
     "dims": [64, 128, 64], "gated": true, "dtype": "bfloat16",
     "activation": {
         "expr": "t1 = min(gate, 7.0); (min(max(up, -7.0), 7.0) + 1.0) * t1 * sigmoid(t1 * 1.702)",
-        "grads": ["where(le(gate, 7.0), (min(max(up, -7.0), 7.0) + 1.0) * sigmoid(gate * 1.702), 0.0)", "gate * sigmoid(gate * 1.702)"]
+        "grads": ["where(le(gate, 7.0), (min(max(up, -7.0), 7.0) + 1.0) * sigmoid(gate * 1.702), 0.0)",
+                  "gate * sigmoid(gate * 1.702)"]
     },
     "epilogue": [
         {"expr": "residual + keep * gamma * tile", "grads": ["keep * gamma", "tile * keep", "tile * gamma", "1.0"],
