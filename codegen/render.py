@@ -49,7 +49,7 @@ def generator_hash() -> str:
 def _sources() -> Iterable[tuple[str, bytes]]:
     keep: Callable[[Path], bool] = lambda p: p.suffix in (".py", ".json", ".jinja")  # noqa: E731
     ground = Path(mlpdsl.spec.__file__).parent  # names and widths that the text shows are decided there
-    for name in ("spec.py", "names.py", "target.py"):
+    for name in ("spec.py", "function.py", "names.py", "target.py"):
         yield f"mlpdsl/{name}", (ground / name).read_bytes()
     for label, root in (("codegen", _ROOT), ("templates", _TEMPLATES.resolve())):
         for path in root.rglob("*"):

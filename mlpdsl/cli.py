@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 from mlpdsl import cli_cache
 from mlpdsl.errors import MLPError, SpecError, describe, shorten
+from mlpdsl.json_text import MAX_JSON
 from mlpdsl.names import did_you_mean, listed
-from mlpdsl.spec import MAX_JSON, MLPSpec
+from mlpdsl.spec import MLPSpec
 from mlpdsl.target import TARGETS, detect, parse_target
 from mlpdsl.version import __version__
 

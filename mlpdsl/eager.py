@@ -64,7 +64,7 @@ def _of_function(function: Function) -> Callable[..., Tensor]:
                 f"{function} was read from JSON as {', '.join(b for b, _ in function.snippets)} text only. {step}"
             )
         from mlpdsl.codegen.expr.torch_code import to_torch
-        from mlpdsl.traced import expressions
+        from mlpdsl.plain import expressions
 
         formula, partials = expressions(function)
         run = to_torch((formula,), function.inputs)

@@ -9,8 +9,8 @@ from mlpdsl.codegen.expr import formula, soundness
 from mlpdsl.codegen.expr.registered import activation
 from mlpdsl.function import Function
 from mlpdsl.names import EPILOGUE_OPERANDS
+from mlpdsl.plain import expressions
 from mlpdsl.spec import MLPSpec, check_spec
-from mlpdsl.traced import expressions
 
 __all__ = ["formulas"]
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from mlpdsl.errors import ShapeError, SpecError, UnsupportedError, describe
 from mlpdsl.function import REGISTERED, Function
+from mlpdsl.json_text import read_object
 from mlpdsl.names import (
     ACTIVATIONS,
     DTYPES,
@@ -33,8 +34,6 @@ SCHEMA_VERSION = 1
 MAX_DIMS = 257
 MAX_WIDTH = 2**30
 MAX_EPILOGUES = 32
-MAX_JSON = 1_000_000
-"""Characters (or bytes) of JSON that `MLPSpec.from_json` reads at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +210,7 @@ class MLPSpec:
         `text` is at most 10^6 characters (or bytes of UTF-8). Raises `SpecError` for anything but one JSON object with
         known, unrepeated keys and valid values, and for a newer schema; `UnsupportedError` as the constructor does.
         """
-        content = _read_json(text)
+        content = read_object(text)
         version = content.pop("schema_version", SCHEMA_VERSION)
         where = "MLPSpec.from_json, schema_version"
         allowed = f"an integer from 1 to {SCHEMA_VERSION}"
@@ -419,44 +418,3 @@ def _refuse_unknown(where: str, given: dict[str, Any], known: tuple[str, ...]) -
     if unknown:
         step = did_you_mean(unknown[0], known) or "Remove what is not one of these."
         raise SpecError(describe(f"{where}, unknown field", ", ".join(unknown[:4]), listed(known), step))
-
-
-def _read_json(text: object) -> dict[str, Any]:
-    where = "MLPSpec.from_json"
-    step = "Pass what to_json() returned."
-    if not issubclass(type(text), str | bytes):
-        raise SpecError(describe(where, text, "JSON text as str or bytes", step))
-    source: str | bytes = text  # type: ignore[assignment]
-    if len(source) > MAX_JSON:
-        raise SpecError(describe(where, source, f"at most {MAX_JSON} characters, not {len(source)}", step))
-    try:
-        decoded = source.decode("utf-8") if isinstance(source, bytes) else source
-        content = json.loads(decoded, object_pairs_hook=_unrepeated, parse_constant=_constant)
-    except SpecError:
-        raise
-    except RecursionError:
-        raise SpecError(describe(where, source, "one JSON object, not nested so deeply", step)) from None
-    except UnicodeDecodeError as error:
-        allowed = f"UTF-8 (byte {error.start} is not)"
-        raise SpecError(describe(where, source, allowed, step)) from None
-    except json.JSONDecodeError as error:
-        raise SpecError(describe(where, source, f"one JSON object ({error})", step)) from None
-    except ValueError:  # Python refuses to read integers of more than 4300 digits
-        raise SpecError(describe(where, source, "integers of a sensible size", step)) from None
-    if type(content) is not dict:
-        raise SpecError(describe(where, source, "one JSON object", step))
-    return content
-
-
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in content:
-            step = "Remove all but one: readers disagree about which one counts."
-            raise SpecError(describe("MLPSpec.from_json, repeated key", name, "every key once", step))
-        content[name] = value
-    return content
-
-
-def _constant(name: str) -> NoReturn:
-    raise SpecError(describe("MLPSpec.from_json", name, "finite numbers", "Remove it: no field of a spec is a float."))

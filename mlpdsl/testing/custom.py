@@ -25,7 +25,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from mlpdsl.codegen.expr.formula import parse as formula_of
+from mlpdsl import plain
 from mlpdsl.codegen.expr.graph import Expr, walk
 from mlpdsl.codegen.expr.soundness import truth
 from mlpdsl.codegen.expr.stable import expand
@@ -86,7 +86,8 @@ def _evaluated(function: Function, at: Sequence[Tensor]) -> tuple[list[Tensor], 
 @lru_cache(maxsize=256)
 def _in_float64(function: Function) -> Callable[..., tuple[Tensor, ...]]:
     """The formulas of value and derivatives, unexpanded, by torch's own functions."""
-    return to_torch(tuple(formula_of(text, function.inputs) for text in (function.value, *function.partials)), function.inputs)
+    formula, by = plain.expressions(function)
+    return to_torch((formula, *by), function.inputs)
 
 
 def _meaning(function: Function) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]] | None]:
@@ -97,7 +98,7 @@ def _meaning(function: Function) -> tuple[Callable[..., Tensor], Callable[..., t
 @lru_cache(maxsize=256)
 def _of_formula(function: Function) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]]]:
     assert function.value, f"{function} was read from JSON as text of a backend: it has no meaning in float64"
-    formula, *by = (formula_of(text, function.inputs) for text in (function.value, *function.partials))
+    formula, by = plain.expressions(function)
     run = to_torch((formula,), function.inputs)
     return lambda *inputs: run(*inputs)[0], to_torch(tuple(by), function.inputs)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlpdsl import traced
+from mlpdsl import plain as plain_form
 from mlpdsl.codegen.expr.stable import expand
 from mlpdsl.codegen.expr.torch_code import to_torch
 from mlpdsl.errors import UnstableWarning
@@ -53,7 +53,7 @@ def with_kinks(at: Sequence[Tensor]) -> list[Tensor]:
 
 def in_float32(function: Function, at: Sequence[Tensor]) -> list[Tensor]:
     """Value and derivatives by the elementary formulas, operation by operation: what a kernel does."""
-    value, partials = traced.expressions(function)
+    value, partials = plain_form.expressions(function)
     with torch.no_grad():
         results = to_torch((expand(value), *map(expand, partials)), function.inputs)(*at)
     assert all(r.dtype == torch.float32 for r in results)
@@ -172,7 +172,7 @@ def test_a_derivative_of_ones_own_is_the_truth() -> None:
 
 def test_without_the_python_function_the_formula_is_the_truth() -> None:
     function = activation(lambda x: x * torch.sin(x) * 0.123)
-    again = traced.from_plain(function.to_plain(), "here", False)
+    again = plain_form.from_plain(function.to_plain(), "here", False)
     assert again.call is None
     inputs = [exact(t) for t in near(1)]
     for one, two in zip(expected(again, inputs), expected(function, inputs), strict=True):
@@ -186,7 +186,7 @@ def test_a_formula_with_hand_written_text() -> None:
         "grads": ["cos(x) * 0.321"],
         "snippets": {"triton": ["tl.sin(x) * 0.321", "tl.cos(x) * 0.321"]},
     }
-    function = traced.from_plain(plain, "here", False)
+    function = plain_form.from_plain(plain, "here", False)
     assert torch.equal(custom.value(function, [exact(torch.ones(3))]).value, torch.sin(torch.ones(3).double()) * 0.321)
 
 

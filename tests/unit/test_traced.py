@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import mlpdsl
 from mlpdsl import MLPSpec, SpecError, UnstableWarning, UnsupportedError, traced
+from mlpdsl import plain as plain_form
 from mlpdsl.codegen.expr.torch_code import to_torch
 from mlpdsl.function import REGISTERED, Function
 from mlpdsl.traced import activation, epilogue, register_activation
@@ -92,7 +93,7 @@ def by_torch(fn: Callable[..., Tensor], at: list[Tensor]) -> list[Tensor]:
 
 
 def by_formula(function: Function, at: list[Tensor]) -> list[Tensor]:
-    value, partials = traced.expressions(function)
+    value, partials = plain_form.expressions(function)
     return list(to_torch((value, *partials), function.inputs)(*at))
 
 
@@ -258,7 +259,7 @@ class TestJSON:
     def test_grads_left_out_are_derived(self, expr: str) -> None:
         declared = as_json({"expr": expr}).activation
         assert isinstance(declared, Function) and declared.call is None
-        run = to_torch((traced.expressions(declared)[0],), ("x",))
+        run = to_torch((plain_form.expressions(declared)[0],), ("x",))
         check_formulas(expr, lambda x: run(x)[0], declared)
 
     def test_grads_of_operands_and_of_a_pair_are_derived(self) -> None:
