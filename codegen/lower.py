@@ -10,7 +10,7 @@ from mlpdsl.spec import MLPSpec
 from mlpdsl.target import Target
 
 from .expr import formula, snippet
-from .expr.graph import Expr, const, handwritten, substitute, symbol, symbols
+from .expr.graph import Expr, const, differentiating, handwritten, substitute, symbol, symbols
 from .expr.registered import activation
 from .plan import Epilogue, Hidden, Linear, Operand, Plan
 
@@ -48,7 +48,8 @@ def _linears(spec: MLPSpec) -> tuple[Linear, ...]:
 
 def _times(grad: Expr, by: Expr) -> Expr:
     """The chain rule. A derivative that is 0 everywhere stays 0, whatever the gradient."""
-    return const(0.0) if by.is_const(0.0) else grad * by
+    with differentiating():
+        return const(0.0) if by.is_const(0.0) else grad * by
 
 
 def expressions(function: Function) -> tuple[Expr, list[Expr]]:
@@ -82,7 +83,12 @@ def _hidden(spec: MLPSpec) -> Hidden:
         return Hidden(text, ("x",), value, (_times(_GRAD, derivative),))
     gate, up = {"x": symbol("gate")}, symbol("up")
     at_gate = substitute(value, gate)
-    text = f"{act}(gate) * up" if name == text else formula.to_text(at_gate * up)
+    if name == text:
+        text = f"{act}(gate) * up"
+    elif value.op == "snippet":
+        text = f"f(gate) * up; f(x) = {text}"
+    else:
+        text = formula.to_text(at_gate * up)
     by_gate = _times(_GRAD * up, substitute(derivative, gate))
     return Hidden(text, ("gate", "up"), at_gate * up, (by_gate, _GRAD * at_gate))
 

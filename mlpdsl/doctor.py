@@ -238,6 +238,8 @@ def _check_spec(spec: MLPSpec, rows: Sequence[int], installed: Installed) -> Che
                 made.append(_row(spec, m, place, asked, reasons))
             if reasons and asked == "triton":
                 status, step = "problem", "A call raises; unset MLPDSL_BACKEND to fall back to PyTorch's operations."
+            elif reasons and _text_only(spec):
+                status, step = "problem", "A call raises: the spec holds text for Triton alone, which PyTorch cannot run."
             elif reasons and status == "ok" and asked != "eager":
                 status, step = "note", "Calls run by PyTorch's own operations; the reasons say what would change that."
     except Exception as error:  # whatever is wrong with this installation, the other checks must be shown
@@ -245,6 +247,14 @@ def _check_spec(spec: MLPSpec, rows: Sequence[int], installed: Installed) -> Che
         step = "Install what is missing." if isinstance(error, ModuleNotFoundError) else "Do as the other checks say, if any."
         return Check("spec", "problem", f"{name}: cannot be looked at: {why}", step, details)
     return Check("spec", status, name, step, details)
+
+
+def _text_only(spec: MLPSpec) -> bool:
+    """Whether a function of the spec was read from JSON as a backend's text alone."""
+    from mlpdsl.function import Function
+
+    entries = [e for e in (spec.activation, *spec.epilogue) if isinstance(e, Function)]
+    return any(not e.value and e.call is None for e in entries)
 
 
 def _reasons(spec: MLPSpec, place: _Place, installed: Installed) -> tuple[str | None, list[str]]:

@@ -59,10 +59,7 @@ def _of_function(function: Function) -> Callable[..., Tensor]:
         return value
     if value is None:
         if not function.value:
-            step = "Declare it again in this process, or run a backend that it has text for."
-            raise UnsupportedError(
-                f"{function} was read from JSON as {', '.join(b for b, _ in function.snippets)} text only. {step}"
-            )
+            return _only_text(function)
         from mlpdsl.codegen.expr.torch_code import to_torch
         from mlpdsl.plain import expressions
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlpdsl.codegen.expr import formula, snippet
-from mlpdsl.codegen.expr.graph import Expr, substitute, symbol
+from mlpdsl.codegen.expr.graph import Expr, substitute, symbol, walk
 from mlpdsl.codegen.expr.registered import activation as registered_activation
 from mlpdsl.errors import SpecError, describe
 from mlpdsl.function import ACTIVATION_INPUTS, GATED_INPUTS, TILE, Function, check_kind, check_operand_name
@@ -43,8 +44,11 @@ def from_plain(content: Mapping[str, Any], where: str, epilogue: bool) -> Functi
     if grads is None:
         from mlpdsl.codegen.expr.refusal import Refused
         from mlpdsl.codegen.expr.torch_code import to_torch
-        from mlpdsl.codegen.expr.trace import trace
+        from mlpdsl.codegen.expr.trace import MAX_OPERATIONS, trace
 
+        if sum(1 for node in walk(value) if node.args) > MAX_OPERATIONS:
+            step = "Write the derivatives into grads, or apply it outside the MLP."
+            raise SpecError(describe(f"{where}.expr", text, f"at most {MAX_OPERATIONS} operations", step))
         run = to_torch((value,), inputs)
         try:
             _, by = trace(lambda *tensors: run(*tensors)[0], inputs)
@@ -63,7 +67,7 @@ def from_plain(content: Mapping[str, Any], where: str, epilogue: bool) -> Functi
 def _parsed(text: object, inputs: Sequence[str], where: str) -> Expr:
     try:
         parsed = formula.parse(text if type(text) is str else repr(text)[:80], inputs)
-        formula.check_types(parsed)
+        formula.check(parsed)
         return parsed
     except (ValueError, RecursionError) as error:
         step = "Formulas are names, numbers, + - * / and calls like sigmoid(x); see the docs page on activations."
@@ -122,6 +126,20 @@ def checked_snippets(triton: object, inputs: tuple[str, ...], where: str) -> tup
 
 def _snippet(text: object, inputs: Sequence[str], where: str) -> str:
     try:
-        return snippet.checked(text if type(text) is str else "", inputs)
+        checked = snippet.checked(text if type(text) is str else "", inputs)
+        missing = _missing_extern(checked)
+        if missing:
+            raise ValueError(f"libdevice has no {missing}")
+        return checked
     except ValueError as error:
         raise SpecError(describe(where, text, f"one Triton expression ({error})", "Use tl's elementwise functions.")) from None
+
+
+def _missing_extern(text: str) -> str:
+    """A function of libdevice that the installed Triton does not have; empty where there is none, or no Triton to ask."""
+    names = re.findall(r"\blibdevice\.(\w+)", text)
+    try:
+        libdevice = importlib.import_module("triton.language.extra.libdevice") if names else None
+    except ImportError:
+        return ""
+    return next((name for name in names if not hasattr(libdevice, name)), "")

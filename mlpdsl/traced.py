@@ -16,8 +16,8 @@ from mlpdsl.codegen.expr import formula, soundness
 from mlpdsl.codegen.expr.capture import capture
 from mlpdsl.codegen.expr.graph import Expr
 from mlpdsl.codegen.expr.refusal import Refused, location
-from mlpdsl.codegen.expr.trace import trace, trace_value
-from mlpdsl.errors import SpecError, UnstableWarning, UnsupportedError, describe, shorten
+from mlpdsl.codegen.expr.trace import neutral, trace, trace_value
+from mlpdsl.errors import MLPError, SpecError, UnstableWarning, UnsupportedError, describe, shorten
 from mlpdsl.function import ACTIVATION_INPUTS, GATED_INPUTS, REGISTERED, TILE, Function, check_kind, check_operand_name
 from mlpdsl.names import ACTIVATIONS, ALIASES, EPILOGUE_OPERANDS, REFUSED
 from mlpdsl.plain import canonical_name, checked_snippets, from_plain
@@ -30,6 +30,7 @@ _traced: dict[object, tuple[Function, str]] = {}
 
 def activation(
     fn: Callable[..., Any],
+    /,
     *,
     derivative: Callable[..., Any] | None = None,
     triton: Sequence[str] | None = None,
@@ -54,6 +55,7 @@ def activation(
 
 def epilogue(
     fn: Callable[..., Any],
+    /,
     *,
     derivative: Callable[..., Any] | None = None,
     triton: Sequence[str] | None = None,
@@ -88,7 +90,7 @@ def epilogue(
         step = "Give each its kind: tile (M, N), column (N,), row (M, 1) or scalar." if missing else "Name them as fn's parameters."
         raise SpecError(describe(f"{where}, operands", said, f"one kind for each of: {', '.join(wanted) or 'none'}", step))
     operands = [n for n in wanted if n in kinds]
-    if operands != wanted[: len(operands)]:  # a number with a default stands between them
+    if operands != wanted[: len(operands)] or set(operands) & _keyword_only(fn):  # a number with a default may stand between
         fn = _by_name(fn, tuple(operands))
     return _function(fn, (TILE, *operands), tuple(kinds[n] for n in operands), derivative, triton, check, where)
 
@@ -141,8 +143,8 @@ def _parameters(fn: Any, where: str) -> list[str] | None:
     signature = _signature(fn)
     if signature is None:
         return None
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [p.name for p in signature.parameters.values() if p.kind in kinds]
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in signature.parameters.values() if p.kind not in variadic]
 
 
 def _signature(fn: Any) -> inspect.Signature | None:
@@ -150,6 +152,12 @@ def _signature(fn: Any) -> inspect.Signature | None:
         return inspect.signature(getattr(fn, "forward", fn))  # a module is called through *args
     except (TypeError, ValueError):
         return None
+
+
+def _keyword_only(fn: Any) -> set[str]:
+    signature = _signature(fn)
+    found = signature.parameters.values() if signature else ()
+    return {p.name for p in found if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def _optional(fn: Any) -> set[str]:
@@ -162,6 +170,7 @@ def _arity(fn: Any, where: str) -> int:
     names = _parameters(fn, where)
     if names is None:
         return _takes(fn)
+    names = [n for n in names if n not in _keyword_only(fn)]
     required = [n for n in names if n not in _optional(fn)]
     if len(required) == 2:
         return 2
@@ -176,7 +185,8 @@ def _takes(fn: Any) -> int:
     import torch
 
     try:
-        fn(torch.ones(2))
+        with neutral():
+            fn(torch.ones(2))
     except TypeError:
         return 2
     except Exception:  # it takes one; what is wrong with it is said later
@@ -210,6 +220,12 @@ def _function(
     except Refused as refused:
         at = f" ({refused.where})" if refused.where else ""
         raise UnsupportedError(f"{where}: {name} cannot be fused{at}: {refused.why}. {refused.step}", (refused.why,)) from refused
+    except MLPError:
+        raise
+    except Exception as error:  # a function may do anything, and so may the mode that its declaration runs in
+        said = (str(error).strip().splitlines() or [""])[0][:160]
+        why = f"tracing it raises {type(error).__name__}: {said}"
+        raise UnsupportedError(f"{where}: {name} cannot be fused: {why}. Use torch's elementwise operations.", (why,)) from error
 
 
 def _trace(
@@ -234,9 +250,23 @@ def _trace(
         if not snippets:
             raise
         return Function(inputs, kinds, "", (), snippets, name, frozen, derivative), ""
-    if not soundness.agrees(frozen, derivative, inputs, [value, *partials]):
-        why = "it does not give the same twice: it draws random numbers, or reads what changes"
-        raise Refused(why, "Pass such values as operands of an epilogue.", location(frozen))
+    for expr in (value, *partials):
+        try:
+            formula.check(expr)
+        except ValueError as error:
+            raise Refused(str(error), "Use finite numbers.", location(frozen)) from error
+    try:
+        agrees = soundness.agrees(frozen, derivative, inputs, [value, *partials])
+    except Exception as error:
+        why = f"called with float64 tensors it raises {type(error).__name__}: {str(error).strip()[:120]}"
+        step = "It must take any floating dtype and number of rows: PyTorch runs it in the spec's."
+        raise Refused(why, step, location(frozen)) from error
+    if not agrees:
+        why = "what was traced does not give what the function gives: it draws random numbers, or reads what changes"
+        step = (
+            "Pass such values as operands of an epilogue; if it does neither, mlpdsl reads an operation wrongly: please report it."
+        )
+        raise Refused(why, step, location(frozen))
     warning = _judge(frozen, derivative, inputs, [value, *partials], name, where) if checked else ""
     texts = [formula.to_text(e) for e in (value, *partials)]
     return Function(inputs, kinds, texts[0], tuple(texts[1:]), snippets, name, frozen, derivative), warning

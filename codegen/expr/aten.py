@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from .graph import BOOLEAN, Expr, call, const, walk
+from .graph import BOOLEAN, FAR, Expr, call, const, walk
 
 Handler = Callable[..., Any]
 
@@ -123,21 +123,21 @@ def _shut(x: Expr, y: Expr, far: Expr) -> Expr:
 
 
 def _exp(x: Expr) -> Expr:
-    return _shut(x, call("exp", x), call("lt", x, -200.0))
+    return _shut(x, call("exp", x), call("lt", x, -FAR))
 
 
 def _sigmoid_backward(g: Expr, y: Expr) -> Expr:
     if y.op != "sigmoid":
         return g * (y * (1.0 - y))
     (x,) = y.args
-    return g * _shut(x, call("sigmoid_grad", x), call("gt", call("abs", x), 200.0))
+    return g * _shut(x, call("sigmoid_grad", x), call("gt", call("abs", x), FAR))
 
 
 def _tanh_backward(g: Expr, y: Expr) -> Expr:
     if y.op != "tanh":
         return g * (1.0 - y * y)
     (x,) = y.args
-    return g * _shut(x, call("tanh_grad", x), call("gt", call("abs", x), 100.0))
+    return g * _shut(x, call("tanh_grad", x), call("gt", call("abs", x), FAR))
 
 
 def _power(x: Expr, exponent: Expr | float) -> Expr:
@@ -152,8 +152,8 @@ def _power(x: Expr, exponent: Expr | float) -> Expr:
 
 
 def _clamp(x: Expr, min: Expr | float | None = None, max: Expr | float | None = None) -> Expr:
-    x = x if min is None else call("max", x, min)
-    return x if max is None else call("min", x, max)
+    x = x if min is None or min == -math.inf else call("max", x, min)
+    return x if max is None or max == math.inf else call("min", x, max)
 
 
 def _add(a: Expr | float, b: Expr | float, alpha: float = 1.0) -> Expr:
@@ -299,6 +299,18 @@ def _logical_not(x: Expr) -> Expr:
     return call("invert", x) if x.op in BOOLEAN else call("eq", x, 0.0)
 
 
+def _copysign(x: Expr, y: Expr | float) -> Expr:
+    number = y.value if isinstance(y, Expr) and y.op == "const" else y
+    if isinstance(number, Expr):
+        return _choose(call("lt", number, 0.0), -call("abs", x), call("abs", x))
+    return -call("abs", x) if math.copysign(1.0, number) < 0 else call("abs", x)
+
+
+def _ignoring_nan(op: str) -> Handler:
+    """fmax and fmin: the other operand where one is NaN."""
+    return lambda x, y: _choose(call("ne", x, x), y, _choose(call("ne", y, y), x, call(op, x, y)))
+
+
 def _comparison(op: str) -> Handler:
     """A comparison; with an infinity, which has no printing, it is one with the largest number."""
 
@@ -334,7 +346,7 @@ ATEN: Final[Mapping[str, Handler]] = {
         "log1p": "log1p", "sinh": "sinh", "cosh": "cosh", "tan": "tan", "asin": "asin", "acos": "acos", "atan": "atan",
         "asinh": "asinh", "acosh": "acosh", "atanh": "atanh", "rsqrt": "rsqrt", "exp2": "exp2", "special_exp2": "exp2",
         "log2": "log2", "log10": "log10", "atan2": "atan2", "hypot": "hypot", "logaddexp": "logaddexp", "floor": "floor",
-        "special_ndtr": "normal_cdf", "maximum": "max", "minimum": "min", "fmax": "max", "fmin": "min", "where": "where",
+        "special_ndtr": "normal_cdf", "maximum": "max", "minimum": "min", "where": "where",
         "logical_and": "both",
         "logical_or": "either", "bitwise_and": "both", "bitwise_or": "either", "bitwise_not": "invert",
     }.items()},
@@ -354,7 +366,10 @@ ATEN: Final[Mapping[str, Handler]] = {
     "round": _round,
     "sign": _sign,
     "sgn": _sign,
-    "copysign": lambda x, y: _choose(call("lt", y, 0.0), -call("abs", x), call("abs", x)),
+    "copysign": _copysign,
+    "fmax": _ignoring_nan("max"),
+    "fmin": _ignoring_nan("min"),
+    "_efficientzerotensor": lambda size: const(0.0),
     "remainder": _remainder,
     "fmod": _fmod,
     "lerp": _lerp,

@@ -19,11 +19,14 @@ from typing import Any
 from .refusal import Refused, location
 
 _OF_CHANCE = ("random", "secrets", "time", "uuid")
-_UNCHANGING = ("torch", "math", "cmath", "numpy", "operator", "_operator", "functools", "builtins", "typing", "types")
-"""Top-level modules that no program changes: what they hold is read as it is, and goes by its name."""
+_UNCHANGING = ("torch", "math", "cmath", "numpy", "operator", "_operator", "functools", "builtins", "typing", "types", "_pytest")
+"""Top-level modules that no program changes: what they hold is read as it is, and goes by its name. (Pytest's rewritten asserts
+name its module.)"""
 
 _OF_EVERY_CLASS = ("__init__", "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__",
                    "__parameters__", "__static_attributes__", "__firstlineno__", "__repr__", "extra_repr")  # fmt: skip
+
+_READS_THE_WORLD = ("open", "input", "eval", "exec", "compile", "__import__", "globals", "locals", "vars", "id", "hash")
 
 Frozen = tuple[Any, object]
 """A value that nothing outside can change, and a hashable fingerprint of it."""
@@ -43,6 +46,7 @@ class _Walk:
     def function(self, f: Any, name: str) -> Frozen:
         import torch
 
+        f = getattr(f, "_torchdynamo_orig_callable", f)  # what torch.compile was given
         if isinstance(f, functools.partial):
             inner, mark = self.function(f.func, name)
             args, kwargs = self.values(enumerate(f.args), f.func, "argument"), self.values(f.keywords.items(), f.func, "argument")
@@ -71,7 +75,13 @@ class _Walk:
         cells = tuple(types.CellType() for _ in f.__closure__ or ())
         made = types.FunctionType(f.__code__, names, f.__name__, None, cells or None)
         self.seen[id(f)] = made
-        found = self.values(((n, f.__globals__[n]) for n in _globals_of(f.__code__) if n in f.__globals__), f, "global")
+        loaded = _globals_of(f.__code__)
+        reads = [n for n in loaded if n in _READS_THE_WORLD and n not in f.__globals__]
+        reads += [f"import {n}" for n in _named(f.__code__, ("IMPORT_NAME",)) if n.split(".")[0] not in _UNCHANGING]
+        if reads:
+            why = f"it calls {reads[0]}" if "import" not in reads[0] else f"it does {reads[0]} inside"
+            raise Refused(f"{why}, which can give another answer later", "Read the numbers outside, and capture them.", location(f))
+        found = self.values(((n, f.__globals__[n]) for n in loaded if n in f.__globals__), f, "global")
         names.update({str(k): v for k, (v, _) in found.items()})
         closed: dict[Any, Frozen] = {}
         for cell, new, name in zip(f.__closure__ or (), cells, f.__code__.co_freevars, strict=True):
@@ -111,25 +121,28 @@ class _Walk:
         kind = type(module)
         if module._forward_hooks or module._forward_pre_hooks:
             raise Refused(f"the module {kind.__name__} has forward hooks", "Pass a plain function.", location(kind.forward))
+        inner = (*(n for n in vars(torch.nn.Module()) if n != "training"), *module._modules)
+        attributes = {n: v for n, v in vars(module).items() if n not in inner}
         if _from_torch(kind):
-            return kind.__qualname__, repr(module)
+            replaced = [n for n, v in attributes.items() if isinstance(v, (types.FunctionType, types.MethodType))]
+            if replaced:
+                why = f"{replaced[0]} of the module {kind.__name__} was replaced, so it has no fingerprint"
+                raise Refused(why, "Pass a plain function.", location(attributes[replaced[0]]))
+            return kind.__qualname__, repr(sorted((n, repr(v)) for n, v in attributes.items()))
         own = [c for c in kind.__mro__ if not _from_torch(c) and c is not object]
         held = {n: v for c in reversed(own) for n, v in vars(c).items() if n not in _OF_EVERY_CLASS}
         plain = {n: getattr(v, "__func__", v) for n, v in held.items()}  # a staticmethod holds its function
         methods = {n: f for n, f in plain.items() if isinstance(f, types.FunctionType) and not isinstance(held[n], classmethod)}
         shared = self.values(((n, v) for n, v in held.items() if n not in methods), kind.forward, "class attribute")
         made.__dict__.update({str(n): v for n, (v, _) in shared.items()})
-        inner = (*vars(torch.nn.Module()), *module._modules)
-        attributes = [(n, v) for n, v in vars(module).items() if n not in inner]
-        marks: list[object] = [
-            kind.__qualname__,
-            _marks(shared),
-            _marks(self.values(attributes, methods.get("forward"), "attribute")),
-        ]
+        bound = {n: v.__name__ for n, v in attributes.items() if isinstance(v, types.MethodType) and v.__self__ is module}
+        rest = self.values(((n, v) for n, v in attributes.items() if n not in bound), kind.forward, "attribute")
+        marks: list[object] = [kind.__qualname__, _marks(shared), _marks(rest), tuple(bound.items())]
         for name, method in methods.items():
             frozen, mark = self.python(method)
             made.__dict__[name] = frozen if isinstance(held[name], staticmethod) else types.MethodType(frozen, made)
             marks.append((name, mark))
+        made.__dict__.update({n: made.__dict__[method] for n, method in bound.items() if method in methods})
         return tuple(marks)
 
     def autograd_function(self, kind: type) -> Frozen:
@@ -147,7 +160,12 @@ class _Walk:
     def value(self, name: object, value: Any, owner: Any, kind: str) -> Frozen:
         import torch
 
-        if value is None or value is Ellipsis or isinstance(value, (bool, int, float, str, bytes, enum.Enum, numbers.Number)):
+        if type(value) in (bool, int, str, bytes, type(None), type(Ellipsis), complex) or isinstance(value, enum.Enum):
+            return value, (type(value).__qualname__, repr(value))
+        if isinstance(value, (int, float)):  # numpy's too; a subclass may print as it likes
+            number = float(value) if isinstance(value, float) else int(value)
+            return number, (type(number).__qualname__, number.hex() if isinstance(number, float) else number)
+        if isinstance(value, numbers.Number):
             return value, (type(value).__qualname__, repr(value))
         if isinstance(value, (tuple, frozenset)) and type(value) in (tuple, frozenset):
             inner = [self.value(name, v, owner, kind) for v in value]

@@ -85,9 +85,11 @@ def parse(text: str, names: Collection[str]) -> Expr:
     return _parse(body[-1].value, known)
 
 
-def check_types(expr: Expr) -> None:
-    """Truth values stand where they belong, and nowhere else; the whole is a number. Raises ValueError."""
+def check(expr: Expr) -> None:
+    """Truth values stand where they belong, and nowhere else; the whole is a number, and every number finite. Raises ValueError."""
     for node in walk(expr):
+        if node.args and all(a.op == "const" for a in node.args) and node.op not in BOOLEAN:
+            raise ValueError(f"{to_text(node)[:60]!r} is no finite number; only those can be printed into a kernel")
         for index, a in enumerate(node.args):
             wanted = node.op in ("both", "either", "invert") or (node.op == "where" and index == 0)
             if (a.op in BOOLEAN) != wanted:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 import operator
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -82,6 +84,23 @@ class Expr:
 
     def is_const(self, value: float | None = None) -> bool:
         return self.op == "const" and (value is None or self.value == value)
+
+
+class _Rules(threading.local):
+    differentiating = False
+
+
+_rules = _Rules()
+
+
+@contextmanager
+def differentiating() -> Iterator[None]:
+    """Inside, products are those of derivatives: what a shut gate multiplies does not matter."""
+    before, _rules.differentiating = _rules.differentiating, True
+    try:
+        yield
+    finally:
+        _rules.differentiating = before
 
 
 _interned: dict[tuple[object, ...], Expr] = {}
@@ -190,8 +209,9 @@ def _simplify(op: str, args: tuple[Expr, ...]) -> Expr | None:
         if b.is_const(-1.0):
             return call("neg", a)
         for factor, gate in ((a, b), (b, a)):
-            if gate.op == "where" and gate.args[1].is_const(0.0):
-                # As torch's own backward formulas: a gate that is shut gives 0, not 0 times what may be infinite.
+            # A gate that is shut gives 0, not 0 times what may be infinite or NaN: in derivatives, as torch's own formulas have it,
+            # and where its other branch is 0 to the last bit. A value that somebody masks and multiplies lets NaN through.
+            if is_far_gate(gate) or (_rules.differentiating and gate.op == "where" and gate.args[1].is_const(0.0)):
                 return call("where", gate.args[0], 0.0, factor * gate.args[2])
         if b.is_const() and a.op == "mul" and a.args[1].is_const():
             return call("mul", a.args[0], a.args[1].value * b.value)
@@ -205,7 +225,7 @@ def _simplify(op: str, args: tuple[Expr, ...]) -> Expr | None:
             return a.args[0]
         if a.op == "mul" and a.args[1].is_const():
             return call("mul", a.args[0], -a.args[1].value)
-        if a.op == "where" and a.args[1].is_const(0.0):  # a shut gate stays in sight
+        if is_far_gate(a):  # it stays in sight
             return call("where", a.args[0], 0.0, -a.args[2])
     elif op == "where":
         condition, a, b = args
@@ -224,6 +244,18 @@ def _simplify(op: str, args: tuple[Expr, ...]) -> Expr | None:
     elif op == "pow" and args[1].is_const():
         return _constant_power(args[0], args[1].value)
     return None
+
+
+FAR: Final = 200.0
+"""Beyond this, in absolute value, exp(-x) and the derivatives of sigmoid and tanh are 0 in float32, and in any product there."""
+
+
+def is_far_gate(node: Expr) -> bool:
+    """Whether the node is `where(a < -FAR, 0, …)` or `where(abs(a) > FAR, 0, …)`, which only `aten` makes."""
+    if node.op != "where" or not node.args[1].is_const(0.0):
+        return False
+    condition = node.args[0]
+    return condition.op in ("lt", "gt") and condition.args[1].is_const(-FAR if condition.op == "lt" else FAR)
 
 
 def _constant_power(x: Expr, exponent: float) -> Expr | None:

@@ -15,6 +15,7 @@ _ROOTS = ("tl", "libdevice")
 _EXTERN = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _TL = ("abs", "exp", "exp2", "log", "log2", "sqrt", "sqrt_rn", "rsqrt", "sin", "cos", "erf", "floor", "ceil", "fma", "maximum",
        "minimum", "clamp", "sigmoid", "where", "div_rn", "fdiv")  # fmt: skip
+_ARGUMENTS = {"maximum": 2, "minimum": 2, "div_rn": 2, "fdiv": 2, "fma": 3, "clamp": 3, "where": 3}
 _NODES = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.Name, ast.Attribute, ast.Constant, ast.Load, ast.Add,
     ast.Sub, ast.Mult, ast.Div, ast.USub, ast.Invert, ast.BitAnd, ast.BitOr, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq,
@@ -50,6 +51,13 @@ def checked(text: str, inputs: Sequence[str]) -> str:
                 raise ValueError(f"{ast.unparse(node)[:80]!r}: only elementwise functions of tl and libdevice are called")
         if isinstance(node, ast.Call) and (node.keywords or not isinstance(node.func, ast.Attribute)):
             raise ValueError(f"{ast.unparse(node)[:80]!r}: only functions of tl and libdevice are called, without keywords")
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("tl."):
+            name = ast.unparse(node.func).rpartition(".")[2]
+            if len(node.args) != _ARGUMENTS.get(name, 1):
+                raise ValueError(f"{ast.unparse(node)[:80]!r}: tl.{name} takes {_ARGUMENTS.get(name, 1)} arguments")
+    body = tree.body.operand if isinstance(tree.body, ast.UnaryOp) and isinstance(tree.body.op, ast.Invert) else tree.body
+    if isinstance(body, ast.Compare) or (isinstance(body, ast.BinOp) and isinstance(body.op, (ast.BitAnd, ast.BitOr))):
+        raise ValueError(f"{canonical[:80]!r} is a truth value: write tl.where(…, 1.0, 0.0)")
     return canonical
 
 

@@ -59,18 +59,18 @@ def sweep() -> Tensor:
 
 
 def points_for(inputs: Sequence[str]) -> list[Tensor]:
-    """A tensor of float64 for each input: sweeps of the first (and of up), combined with a few values of the others."""
+    """A tensor (points, 1) of float64 for each input: sweeps of the first (and of up), combined with a few values of the others."""
     import torch
 
     points = sweep()
     if len(inputs) == 1:
-        return [points]
+        return [points.unsqueeze(1)]
     few = torch.tensor(_FEW if tuple(inputs) == ("gate", "up") else _OPERAND, dtype=torch.float64)
     columns = [points.repeat_interleave(len(few))]
     columns += [few.roll(i).repeat(len(points)) for i in range(len(inputs) - 1)]
     if tuple(inputs) == ("gate", "up"):
         columns = [torch.cat(pair) for pair in (columns, columns[::-1])]
-    return columns
+    return [c.unsqueeze(1) for c in columns]
 
 
 def truth(function: Callable[..., Any], derivative: Callable[..., Any] | None, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -133,7 +133,7 @@ def agrees(
     import torch
 
     with neutral():
-        at = [t[t.abs() <= 20.0] if len(inputs) == 1 else t for t in points_for(inputs)]
+        at = points_for(inputs)
         found = to_torch(tuple(results), tuple(inputs))(*at)
         expected = truth(function, derivative, at)
         for got, want in zip(found, expected, strict=True):

@@ -8,13 +8,14 @@ of `aten` says what each operation means. What cannot be read is `Refused` if a 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import aten
-from .graph import BOOLEAN, Expr, call, const, symbol, walk
+from .graph import BOOLEAN, Expr, call, const, differentiating, symbol, walk
 from .reasons import reason
 from .refusal import Refused, line_in, location, raised_at
 
@@ -28,18 +29,23 @@ _SHAPE = (2, 6)  # of the examples: even, so that chunk() and its like get as fa
 _READS = ("_local_scalar_dense", "is_nonzero", "equal", "item")
 _UNSET = ("empty", "empty_like", "new_empty")
 _OVERWRITES = ("fill_", "zero_", "rrelu_with_noise", "rrelu_with_noise_backward")  # what they are given need have no meaning
+_OF_TRUTHS = {"mul": "both", "add": "either", "minimum": "both", "maximum": "either"}  # torch's arithmetic of truth values
 _IGNORED = ("layout", "device", "pin_memory", "memory_format", "non_blocking", "generator")
 
 
 @contextmanager
 def neutral() -> Iterator[None]:
-    """On the CPU, with gradients, without autocast, random numbers put back: whatever the program around a declaration has set."""
+    """On the CPU, in float32, with gradients, without autocast, random numbers put back: whatever the program around it has set."""
     import torch
 
     plain = (torch.device("cpu"), torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False))
+    before = torch.get_default_dtype()
     with ExitStack() as stack:
-        for each in (*plain, torch.random.fork_rng(devices=[])):
+        for each in (*plain, torch.random.fork_rng(devices=[]), torch.autograd.set_detect_anomaly(False)):
             stack.enter_context(each)
+        if before != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, before)
         yield
 
 
@@ -65,7 +71,9 @@ def _trace(function: Callable[..., Any], names: Sequence[str]) -> tuple[Expr, di
             value = function(*leaves)
             pulled: Sequence[Tensor | None] = [None] * len(leaves)
             if value.requires_grad:
-                pulled = torch.autograd.grad(_seeded(value, ones), leaves, allow_unused=True)
+                seed = _seeded(value, ones)
+                with differentiating():
+                    pulled = torch.autograd.grad(seed, leaves, allow_unused=True)
     except Exception as error:
         raise _explained(error, function) from error
     results = [recorder.number(value), *(const(0.0) if p is None else recorder.number(p) for p in pulled)]
@@ -99,6 +107,7 @@ def trace_value(function: Callable[..., Any], names: Sequence[str], outputs: int
 
     with neutral():
         examples = _examples(len(names))
+        _run(function, examples)
     recorder = recording(function)
     for example, name in zip(examples, names, strict=True):
         recorder.learn(example, symbol(name))
@@ -111,6 +120,10 @@ def trace_value(function: Callable[..., Any], names: Sequence[str], outputs: int
     if len(found) != outputs:
         why = f"it returns {len(found)} results where {outputs} are needed, one for each of {', '.join(names)}"
         raise Refused(why, "Return a tensor, or a tuple of tensors in the order of the inputs.", location(function))
+    for r in found:
+        if not isinstance(r, torch.Tensor) and not (type(r) in (int, float) and math.isfinite(r)):
+            why = f"it returns a {type(r).__name__}, not a tensor"
+            raise Refused(why, "Return a tensor for each input.", location(function))
     return [recorder.number(r) if isinstance(r, torch.Tensor) else const(r) for r in found]
 
 
@@ -121,8 +134,8 @@ def _examples(count: int) -> list[Tensor]:
     return [torch.linspace(-1.1, 1.3, 12, dtype=torch.float32).reshape(_SHAPE) + 0.01 * i for i in range(count)]
 
 
-def _try(function: Callable[..., Any], examples: Sequence[Tensor]) -> None:
-    """Run it once as it is, and look at what comes out."""
+def _run(function: Callable[..., Any], examples: Sequence[Tensor]) -> Any:
+    """Run it once as it is: it must take such tensors, and leave them alone."""
     import torch
 
     copies = [e.clone() for e in examples]
@@ -136,6 +149,14 @@ def _try(function: Callable[..., Any], examples: Sequence[Tensor]) -> None:
         raise Refused(why, "It must take float32 tensors of one shape, and return one of that shape.", where) from error
     if any(not torch.equal(a, b) for a, b in zip(copies, examples, strict=True)):
         raise Refused("it changes its input in place", "Return a new tensor.", location(function))
+    return result
+
+
+def _try(function: Callable[..., Any], examples: Sequence[Tensor]) -> None:
+    """Run it once, and look at what comes out."""
+    import torch
+
+    result = _run(function, examples)
     step = "A function maps each element on its own: it returns one tensor of its inputs' shape."
     if not isinstance(result, torch.Tensor):
         raise Refused(f"it returns a {type(result).__name__}, not a tensor", step, location(function))
@@ -246,17 +267,22 @@ def recording(function: Callable[..., Any]) -> Any:
             named.pop("dtype", None)
             if name not in aten.ATEN:
                 raise Refused(*reason(name, overload), where)
+            if name in _OF_TRUTHS and all(isinstance(a, Expr) and a.op in BOOLEAN for a in inner):
+                return call(_OF_TRUTHS[name], *inner)
             if name not in aten.TAKES_BOOLEANS:
                 inner = [_as_number(a) for a in inner]
+            elif name.startswith("logical_"):
+                inner = [_as_truth(a) for a in inner]
             elif name == "where":
                 inner = [inner[0], *(_as_number(a) for a in inner[1:])]
             try:
                 return aten.ATEN[name](*inner, **named)
-            except (TypeError, NotImplementedError, ValueError, OverflowError) as error:
+            except (TypeError, NotImplementedError, ValueError, ArithmeticError) as error:
                 if str(error) == "randomness" or "complex" in str(error):
                     raise Refused(*reason("bernoulli" if str(error) == "randomness" else "complex", ""), where) from error
                 why = f"aten.{name} with these arguments has no printing: {error}"
-                raise Refused(why, "Write it in other operations.", where) from error
+                step = "Use a large finite number instead." if "finite" in str(error) else "Write it in other operations."
+                raise Refused(why, step, where) from error
 
         def look_up(self, argument: Any) -> Any:
             return self.meaning(argument) if isinstance(argument, torch.Tensor) else argument
@@ -271,6 +297,10 @@ def recording(function: Callable[..., Any]) -> Any:
 
 def _as_number(value: Any) -> Any:
     return call("where", value, 1.0, 0.0) if isinstance(value, Expr) and value.op in BOOLEAN else value
+
+
+def _as_truth(value: Any) -> Any:
+    return value if not isinstance(value, Expr) or value.op in BOOLEAN else call("ne", value, 0.0)
 
 
 def _cast(value: Expr, dtype: Any, where: str) -> Expr:

@@ -343,7 +343,7 @@ class TestRefused:
         assert activation(Holding(k=1.0, name="sine")).value == "sin(x)"
 
     def test_compiled_functions(self) -> None:
-        refused(torch.compile(lambda x: torch.sin(x)))
+        assert activation(torch.compile(lambda x: torch.sin(x) * 1.5)).value == "sin(x) * 1.5"
 
 
 @pytest.fixture
@@ -474,3 +474,61 @@ class TestObjectsThatChange:
 
         with suppress(UnsupportedError):  # to refuse it is as good
             check_frozen(Derived(), change)
+
+
+class TestReviewed:
+    """Found by those who tried to break it."""
+
+    def test_training_and_evaluation_are_two_functions(self) -> None:
+        assert activation(nn.Dropout(0.5).eval()).value == "x"
+        assert "random" in refused(nn.Dropout(0.5))
+
+        class Either(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.relu(x) * 2.0 if self.training else torch.sin(x) * 2.0
+
+        assert activation(Either().eval()).value != activation(Either().train()).value
+
+    def test_a_forward_that_was_replaced(self) -> None:
+        module = nn.SiLU()
+        module.forward = lambda x: x * 3.0  # type: ignore[method-assign, assignment]
+        assert "was replaced" in refused(module)
+        assert MLPSpec(dims=(4, 4, 4), activation=nn.SiLU()).activation == "silu"
+
+    def test_a_method_behind_an_attribute(self) -> None:
+        class GELUActivation(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.act = self._python
+
+            def _python(self, x: Tensor) -> Tensor:
+                return torch.tanh(x) * 0.75
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.act(x)
+
+        assert activation(GELUActivation()).value == "tanh(x) * 0.75"
+
+    def test_what_reads_the_world(self, tmp_path: Any) -> None:
+        def imported(x: Tensor) -> Tensor:
+            import string
+
+            return x * len(string.digits)
+
+        def opened(x: Tensor) -> Tensor:
+            with open(tmp_path / "alpha") as file:
+                return x * float(file.read())
+
+        assert "import string" in refused(imported)
+        assert "calls open" in refused(opened)
+
+    def test_numbers_that_print_as_they_like(self) -> None:
+        class Short(float):
+            def __repr__(self) -> str:
+                return f"{self:.1f}"
+
+        def scaled(a: float) -> Any:
+            return lambda x: torch.tanh(x * a)
+
+        values = [activation(scaled(Short(v))).value for v in (0.51, 0.54)]
+        assert values == ["tanh(x * 0.51)", "tanh(x * 0.54)"]

@@ -642,3 +642,12 @@ def test_this_machine_as_it_is() -> None:
     assert versions["jinja2"] == metadata.version("jinja2")
     if (torch := sys.modules.get("torch")) is not None:
         assert versions["torch"] == torch.__version__
+
+
+def test_a_spec_of_text_alone_does_not_fall_back(look: Look) -> None:
+    """PyTorch cannot run Triton's text: where no kernel can run, a call raises."""
+    text = {"expr": "", "snippets": {"triton": ["tl.sin(x)", "tl.cos(x)"]}}
+    spec = MLPSpec.from_json(json.dumps({"dims": [8, 8, 8], "activation": text}))
+    (found,) = look(specs=(spec,), m=(1,)).specs
+    assert found.status == "problem" and "text for Triton alone" in found.next_step
+    assert look(H200, specs=(spec,), m=(1,)).specs[0].status == "ok"
