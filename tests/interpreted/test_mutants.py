@@ -22,6 +22,13 @@ from mlpdsl.dispatch import Runner, runner, target_of
 MASKED = MLPSpec(dims=(50, 70, 41), activation="gelu", gated=True, bias=True, dtype="bfloat16", epilogue=("layer_scale",))
 PLAIN = MLPSpec(dims=(50, 70, 41), activation="silu", bias=True, dtype="float16", epilogue=("residual",))
 IEEE = MLPSpec(dims=(50, 70, 41), activation="gelu", gated=True, dtype="float32")
+# (gate, up) of one's own, and an epilogue with an operand of each kind.
+OWN = MLPSpec.from_json("""{
+    "dims": [50, 70, 97], "gated": true, "dtype": "float16",
+    "activation": {"expr": "(up + 1.0) * gate * sigmoid(gate * 1.702)"},
+    "epilogue": [{"expr": "skip + keep * gamma * tile / t",
+                  "operands": [["gamma", "column"], ["keep", "row"], ["t", "scalar"], ["skip", "tile"]]}]
+}""")
 TMA = MLPSpec(dims=(72, 136, 104), activation="gelu", gated=True, bias=True, dtype="bfloat16")
 
 
@@ -138,6 +145,18 @@ MUTANTS = [
         "rows[:, None] * stride_out_m",
         "output_masked",
     ),
+    Mutant("a row operand by the column", OWN, "operand1_ptr + rows, mask=rows < M", "operand1_ptr + rows * 0, mask=rows < M"),
+    Mutant("a row operand's gradient of one tile of columns", OWN, "tile_n.to(tl.int64) * M + rows", "rows", "epilogue_grad"),
+    Mutant(
+        "a row operand's gradient of the first columns",
+        OWN,
+        "tl.where(inside, operand1_grad",
+        "tl.where(inside & (cols < 64)[None, :], operand1_grad",
+    ),
+    Mutant("a scalar's gradient of one tile of columns", OWN, "tl.num_programs(1) + tile_n", "tl.num_programs(1)", "epilogue_grad"),
+    Mutant("two operands' gradients swapped", OWN, "operand0_grad, operand1_grad", "operand1_grad, operand0_grad", "epilogue_grad"),
+    Mutant("up without its 1", OWN, "(up + 1.0) * gate", "up * gate", "activate"),
+    Mutant("up's gradient without the gate", OWN, "grad * (t6 * gate)", "grad * t6", "activate_grad"),
     Mutant(
         "an output column of zeros",
         PLAIN,
@@ -176,7 +195,7 @@ def substitute(monkeypatch: pytest.MonkeyPatch, spec: MLPSpec, text: str, name: 
     monkeypatch.setattr(ops, "runner", lambda spec_json, device: Runner(own.plan, module, own.pick))
 
 
-@pytest.mark.parametrize("spec", [MASKED, PLAIN, IEEE, TMA], ids=["masked", "plain", "ieee", "tma"])
+@pytest.mark.parametrize("spec", [MASKED, PLAIN, IEEE, TMA, OWN], ids=["masked", "plain", "ieee", "tma", "own"])
 def test_the_text_itself_passes(spec: MLPSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert target_of(call_of(spec).x.device).has_tma
     substitute(monkeypatch, spec, source.generate(spec).text, f"itself{spec.short_name}", tmp_path)
