@@ -73,7 +73,7 @@ def epilogue(
     names = _parameters(fn, where)
     if names is None:
         names = ["tile", *kinds]
-    if not names:
+    if not names or names[0] in _keyword_only(fn):
         raise SpecError(describe(where, fn, "a function whose first parameter is the output tile", "Add the parameter."))
     for name, kind in kinds.items():
         check_operand_name(name, f"{where}, operand")
