@@ -1,0 +1,419 @@
+"""Calls to hold against the oracle: seeded tensors in poisoned memory, in any layout, and one check of what comes out.
+
+    call = make_call(spec, (20,), seed=7, x="strided", pair="up_first")
+    check_call(call)  # forward and backward by the generated kernels; raises AssertionError
+
+A call is its recipe: the spec, a seed and a few words, which is what `repr(call)` prints. Every tensor lies in memory that is NaN
+everywhere else, so that a kernel that reads beyond it gives NaN; what is allocated during the call lies between guard zones of NaN
+as well, so that an element never written, or written beyond, shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from mlpdsl.compiled import compile as compile_spec
+from mlpdsl.eager import reference
+from mlpdsl.names import listed
+from mlpdsl.spec import MLPSpec
+from mlpdsl.testing import oracle
+from mlpdsl.testing.oracle import Bounded
+
+__all__ = [
+    "GUARD", "LAYOUTS", "PAIRS", "PATTERNS", "VALUES", "WEIGHT_LAYOUTS", "Call", "CallError", "Guards", "Verdict", "bits",
+    "check_call", "guarded_allocations", "judge", "make_call", "place", "run_call", "same_bits",
+]  # fmt: skip
+
+GUARD = 4096
+"""Elements of NaN before and after every tensor; a multiple of 16 bytes, so that it changes no alignment."""
+
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+LAYOUTS: dict[str, Callable[[int, int], tuple[int, int, int]]] = {
+    "dense": lambda rows, cols: (cols, 1, 0),
+    "offset": lambda rows, cols: (cols, 1, 1),  # 2 or 4 bytes off every alignment
+    "padded": lambda rows, cols: (-(-cols // 8) * 8 + 8, 1, 0),  # fit for TMA, with NaN between rows
+    "ragged": lambda rows, cols: (cols + 3, 1, 0),
+    "transposed": lambda rows, cols: (1, rows + 5, 0),
+    "strided": lambda rows, cols: (2 * cols + 1, 2, 0),
+    "expanded": lambda rows, cols: (0, 1, 0),  # one row for all
+    "columns": lambda rows, cols: (1, 0, 0),  # one column for all
+}
+"""How a matrix of (rows, columns) lies, by name: row stride, column stride and first element, in elements; stride 0 is an expanded
+dimension."""
+
+WEIGHT_LAYOUTS = tuple(name for name in LAYOUTS if name not in ("expanded", "columns"))
+
+PAIRS = ("apart", "stacked", "up_first", "unlike", "tied")
+"""How gate and up lie to each other: two allocations, halves of one, up before gate, unequal strides, one and the same."""
+
+VALUES = ("normal", "tiny", "huge", "zeros", "specials")
+"""Preactivations near 1; 1e-7 of that; up to about ±100; half of x, of the gradient and of the weights exactly ±0; x with NaN,
+±inf, ±4096, the dtype's smallest numbers and -0 in a few places."""
+
+PATTERNS = ("once", "repeat", "retained", "warm")
+"""How a call is made: once; twice and once without gradients, with equal bits; backward twice through one retained graph, with
+equal bits; after a call of the same shape whose tensors are aligned differently, so that what was remembered must not fit."""
+
+
+class CallError(AssertionError):
+    """A call wrote where it must not, or gave other bits the second time."""
+
+
+def bits(t: Tensor) -> Tensor:
+    """The tensor's bits as integers of its shape, so that NaN equals NaN and 0 is not -0."""
+    return t.detach().contiguous().view(BITS[t.element_size()])
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree in shape, dtype and every bit."""
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(bits(a), bits(b))
+
+
+def place(values: Tensor, layout: str = "dense", swap: bool = False, guard: int = GUARD) -> Tensor:
+    """`values` (…, columns), lying as `layout` says in memory that is NaN everywhere else; the same shape, dtype and device.
+
+    With `swap` the leading dimensions lie in the opposite order, so that they cannot be merged into rows. Where a dimension is
+    expanded, its first element stands for all.
+    """
+    shape = tuple(values.shape)
+    lead, cols = shape[:-1], shape[-1] if shape else 1
+    row, col, start = LAYOUTS[layout](math.prod(lead), cols)
+    strides = [0] * len(lead)
+    step = row
+    for i in range(len(lead)) if swap else reversed(range(len(lead))):
+        strides[i] = step
+        step *= lead[i]
+    if shape:
+        strides.append(col)
+    extent = 1 + sum(max(n - 1, 0) * s for n, s in zip(shape, strides, strict=True))
+    buffer = torch.full((2 * guard + start + extent,), torch.nan, dtype=values.dtype, device=values.device)
+    own = [min(n, 1) if s == 0 else n for n, s in zip(shape, strides, strict=True)]
+    buffer.as_strided(own, strides, guard + start).copy_(values[tuple(slice(n) for n in own)])
+    return buffer.as_strided(shape, strides, guard + start)
+
+
+class Guards:
+    """Tensors that the code under test allocated, each inside NaN."""
+
+    def __init__(self, guard: int) -> None:
+        self.guard = guard
+        self.count = 0
+        self._kept: list[tuple[Tensor, int]] = []
+
+    def allocate(self, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A dense tensor of NaN, with `guard` elements of NaN on either side."""
+        size = tuple(size)
+        count = math.prod(size)
+        buffer = torch.full((2 * self.guard + count,), torch.nan, dtype=dtype, device=device)
+        self._kept.append((buffer, count))
+        self.count += 1
+        strides = torch.empty(size, device="meta").stride()
+        with torch.no_grad():  # a tensor of its own, no view: what is returned may get a gradient function
+            return torch.tensor([], dtype=dtype, device=device).set_(buffer.untyped_storage(), self.guard, size, strides)
+
+    def check(self) -> None:
+        """Raises `CallError` where something was written before or after a tensor."""
+        for buffer, count in self._kept:
+            clean = torch.full((1,), torch.nan, dtype=buffer.dtype, device=buffer.device)
+            for zone, where in ((buffer[: self.guard], "before"), (buffer[self.guard + count :], "after")):
+                changed = int((bits(zone) != bits(clean)).sum())
+                if changed:
+                    raise CallError(f"{changed} elements written {where} a tensor of {count} {buffer.dtype} elements")
+        self._kept.clear()
+
+
+@contextmanager
+def guarded_allocations(guard: int = GUARD) -> Iterator[Guards]:
+    """Inside, what Python code allocates for kernels is NaN, between guard zones of NaN; outside, the zones are checked.
+
+    A tensor of which a kernel leaves an element out then shows it, and one that a kernel writes beyond raises `CallError`. Replaces
+    `torch.empty`, `torch.empty_like` and `Tensor.new_empty` meanwhile, in every thread.
+    """
+    guards = Guards(guard)
+    empty, empty_like, plain_new_empty = torch.empty, torch.empty_like, torch.Tensor.new_empty
+
+    def new_empty(self: Tensor, *size: Any, dtype: torch.dtype | None = None, **rest: Any) -> Tensor:
+        if rest:  # Triton's interpreter, which looks at our memory through another tensor
+            return plain_new_empty(self, *size, dtype=dtype, **rest)
+        return guards.allocate(size[0] if size and not isinstance(size[0], int) else size, dtype or self.dtype, self.device)
+
+    def guarded_empty_like(t: Tensor, *, dtype: torch.dtype | None = None, **rest: Any) -> Tensor:
+        if t.device.type == "meta" or (not t.is_contiguous() and rest.get("memory_format") is not torch.contiguous_format):
+            return empty_like(t, dtype=dtype, **rest)
+        return guards.allocate(t.shape, dtype or t.dtype, t.device)
+
+    def guarded_empty(*size: Any, dtype: torch.dtype | None = None, device: Any = None, **rest: Any) -> Tensor:
+        place_there = torch.device(device or "cpu")
+        if rest or dtype is None or not dtype.is_floating_point or place_there.type == "meta":
+            return empty(*size, dtype=dtype, device=device, **rest)
+        return guards.allocate(size[0] if size and not isinstance(size[0], int) else size, dtype, place_there)
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch.Tensor, "new_empty", new_empty, create=True))
+        stack.enter_context(mock.patch.object(torch, "empty_like", guarded_empty_like))
+        stack.enter_context(mock.patch.object(torch, "empty", guarded_empty))
+        yield guards
+    guards.check()
+
+
+@dataclass(repr=False)
+class Call:
+    """The arguments of one call, and the gradient of its result. Made by `make_call`."""
+
+    spec: MLPSpec
+    x: Tensor
+    """(*lead, d_in)"""
+    params: list[Tensor]
+    """In the order of `spec.parameter_shapes()`."""
+    operands: dict[str, Tensor]
+    dy: Tensor
+    """(*lead, d_out): the gradient of the result."""
+    buffers: list[Tensor] = field(default_factory=list)
+    """All memory that the call may only read."""
+    values: str = "normal"
+    requires_grad: tuple[str, ...] | None = None
+    """The names, of those that `named` gives, whose gradients are asked for; None for all."""
+    pattern: str = "once"
+    """One of `PATTERNS`."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """`make_call(spec, **recipe)` makes this call again; empty where it was put together by hand."""
+
+    def named(self) -> dict[str, Tensor]:
+        """x, parameters and operands, in the order in which the oracle names their gradients."""
+        return {"x": self.x, **dict(zip(self.spec.parameter_shapes(), self.params, strict=True)), **self.operands}
+
+    def needing(self, names: Sequence[str] | None = None) -> Call:
+        """The same tensors as leaves of a new graph; all of them, or those named, require grad."""
+
+        def leaf(name: str, t: Tensor) -> Tensor:
+            return t.detach().requires_grad_(names is None or name in names)
+
+        leaves = {name: leaf(name, t) for name, t in self.named().items()}
+        params = [leaves[name] for name in self.spec.parameter_shapes()]
+        return replace(self, x=leaves["x"], params=params, operands={n: leaves[n] for n in self.operands})
+
+    def run(self, mlp: Callable[..., Tensor]) -> Tensor:
+        """`mlp(x, *params, **operands)`."""
+        return mlp(self.x, *self.params, **self.operands)
+
+    def gradients(self, mlp: Callable[..., Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The result, and by name the gradients that `requires_grad` asks for."""
+        y, grads = self._graph(mlp)
+        return y, grads()
+
+    def _graph(self, mlp: Callable[..., Tensor]) -> tuple[Tensor, Callable[..., dict[str, Tensor]]]:
+        call = self.needing(self.requires_grad)
+        y = call.run(mlp)
+        wanted = {name: t for name, t in call.named().items() if t.requires_grad}
+
+        def grads(retain_graph: bool = False) -> dict[str, Tensor]:
+            if not wanted:
+                return {}
+            # A function may read an operand without having a derivative by it: eager has no gradient then, and kernels zeros.
+            leaves = list(wanted.values())
+            found = torch.autograd.grad(y, leaves, call.dy, retain_graph=retain_graph, materialize_grads=True)
+            return dict(zip(wanted, found, strict=True))
+
+        return y.detach(), grads
+
+    def __repr__(self) -> str:
+        if not self.recipe:
+            return f"<Call of {self.spec!r}, x {tuple(self.x.shape)}>"
+        words = (f"{name}={value!r}" for name, value in self.recipe.items() if name not in ("lead", "seed"))
+        return f"make_call({', '.join([repr(self.spec), repr(self.recipe['lead']), repr(self.recipe['seed']), *words])})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """For Hypothesis, which would print the fields of a dataclass, tensors and all."""
+        printer.text(repr(self))
+
+
+def make_call(
+    spec: MLPSpec,
+    lead: Sequence[int],
+    seed: int,
+    *,
+    x: str = "dense",
+    swap: bool = False,
+    weights: str = "dense",
+    pair: str = "apart",
+    operands: str = "dense",
+    dy: str = "dense",
+    values: str = "normal",
+    wide_operands: bool = False,
+    requires_grad: Sequence[str] | None = None,
+    pattern: str = "once",
+    device: torch.device | str = "cpu",
+    guard: int = GUARD,
+) -> Call:
+    """A call with x of shape (*lead, d_in): seeded values, and layouts by name. Equal arguments give equal bits on one device type.
+
+    `x`, `weights`, `operands` (tiles and columns) and `dy` are names in `LAYOUTS`, `pair` in `PAIRS`, `values` in `VALUES`,
+    `pattern` in `PATTERNS`; `swap` as in `place`. With `wide_operands`, operands but tiles are float32 whatever the spec's dtype.
+    `requires_grad` names the tensors (see `Call.named`) whose gradients are asked for, None for all of them.
+
+    Raises `ValueError` for a word that is none of these.
+    """
+    asked = None if requires_grad is None else tuple(requires_grad)
+    given = dict(x=x, swap=swap, weights=weights, pair=pair, operands=operands, dy=dy, values=values, wide_operands=wide_operands,
+                 requires_grad=asked, pattern=pattern, device=str(device), guard=guard)  # fmt: skip
+    lead = tuple(lead)
+    names = ("x", *spec.parameter_shapes(), *spec.operands())
+    for what, words, allowed in (("x", (x,), LAYOUTS), ("weights", (weights,), WEIGHT_LAYOUTS), ("pair", (pair,), PAIRS),
+                                 ("operands", (operands,), LAYOUTS), ("dy", (dy,), LAYOUTS), ("values", (values,), VALUES),
+                                 ("pattern", (pattern,), PATTERNS), ("requires_grad", asked or (), names)):  # fmt: skip
+        for word in words:
+            if word not in allowed:
+                raise ValueError(f"make_call, {what}: got {word!r}; allowed: {listed(allowed)}")
+    generator = torch.Generator(device).manual_seed(seed)
+    dtype = getattr(torch, spec.dtype)
+    factor = {"tiny": 1e-7, "huge": 35.0}.get(values, 1.0)
+
+    def normal(shape: Sequence[int], scale: float = 1.0, dtype: torch.dtype = dtype) -> Tensor:
+        return (torch.randn(tuple(shape), generator=generator, device=device) * scale).to(dtype)
+
+    def thinned(t: Tensor) -> Tensor:
+        if values != "zeros":
+            return t
+        return t * (torch.rand(t.shape, generator=generator, device=device) < 0.5).to(t.dtype)  # ±0 by the sign
+
+    params: dict[str, Tensor] = {}
+    for name, shape in spec.parameter_shapes().items():
+        if len(shape) == 2:
+            params[name] = place(thinned(normal(shape, shape[1] ** -0.5)), weights, guard=guard)
+        else:
+            params[name] = place(normal(shape, min(factor, 2.0)), "strided" if weights == "strided" else "dense", guard=guard)
+    if spec.gated:
+        _pair(params, pair, weights, guard)
+    shapes = {"tile": (*lead, spec.d_out), "column": (spec.d_out,), "row": (*lead, 1), "scalar": ()}
+    named = {}
+    for name, kind in spec.operands().items():
+        wide = torch.float32 if wide_operands and kind != "tile" else dtype
+        lies = operands if kind == "tile" else "strided" if operands == "strided" and kind == "column" else "dense"
+        named[name] = place(normal(shapes[kind], dtype=wide), lies, swap and kind == "tile", guard)
+    x_values = thinned(normal((*lead, spec.d_in), factor))
+    if values == "specials":
+        _sprinkle(x_values, generator)
+    x_tensor = place(x_values, x, swap, guard)
+    dy_tensor = place(thinned(normal((*lead, spec.d_out))), dy, swap, guard)
+    everything = [x_tensor, *params.values(), *named.values(), dy_tensor]
+    buffers = {t.untyped_storage().data_ptr(): t._base for t in everything if t._base is not None}
+    defaults = make_call.__kwdefaults__ or {}
+    recipe = {"lead": lead, "seed": seed, **{name: value for name, value in given.items() if value != defaults[name]}}
+    return Call(spec, x_tensor, list(params.values()), named, dy_tensor, list(buffers.values()), values, asked, pattern, recipe)
+
+
+def _pair(params: dict[str, Tensor], pair: str, weights: str, guard: int) -> None:
+    gate, up = params["gate_proj.weight"], params["up_proj.weight"]
+    if pair in ("stacked", "up_first"):
+        both = place(torch.stack((gate, up) if pair == "stacked" else (up, gate)), "dense", guard=guard)
+        gate, up = both.unbind(0) if pair == "stacked" else reversed(both.unbind(0))
+    elif pair == "unlike":
+        up = place(up.contiguous(), "transposed" if weights != "transposed" else "padded", guard=guard)
+    elif pair == "tied":
+        up = gate
+    params["gate_proj.weight"], params["up_proj.weight"] = gate, up
+
+
+def _sprinkle(x: Tensor, generator: torch.Generator) -> None:
+    """Special numbers into a few places of x, in place."""
+    info, flat = torch.finfo(x.dtype), x.view(-1)
+    # Beside an infinity in x nothing that float32 may lose, or inf·0 and inf − inf come of it: no sums that overflow, and no
+    # subnormals, which GPUs may flush and tf32 rounds to 0. Those of float16 are ordinary numbers in float32.
+    small = info.smallest_normal * (info.eps if x.dtype == torch.float16 else 1.0)
+    special = [torch.nan, torch.inf, -torch.inf, 4096.0, -4096.0, info.smallest_normal, -small, -0.0]
+    count = min(len(special), flat.numel() // 4)
+    at = torch.randperm(flat.numel(), generator=generator, device=x.device)[:count]
+    which = torch.randperm(len(special), generator=generator, device=x.device)[:count]
+    flat[at] = torch.tensor(special, dtype=x.dtype, device=x.device)[which]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How close a correct call came to its bounds, and how much its gradients say."""
+
+    ratio: float
+    """The largest error as a fraction of its bound, over the result and all gradients."""
+    strength: Mapping[str, float]
+    """For each gradient the largest |value|/bound: 1 or less would let a kernel pass that writes zeros."""
+
+
+def check_call(
+    call: Call, mlp: Callable[..., Tensor] | None = None, *, backward: bool = True, eager: bool = True, guard: int = GUARD
+) -> Verdict:
+    """Run a call as its pattern says, forward and backward, and hold everything against the oracle, which replays the roundings.
+
+    `mlp` is `mlpdsl.compile(call.spec, backend="triton")` unless given. Also: inputs are not written, nothing is written outside
+    what was allocated, and (`eager`) the root mean square error is no larger than `oracle.check` allows beside eager PyTorch.
+    Raises `AssertionError` (`OracleError`, `CallError`), and what the call itself raises.
+    """
+    mlp = mlp or compile_spec(call.spec, backend="triton")
+    before = [bits(b).clone() for b in call.buffers]
+    with guarded_allocations(guard):
+        y, grads = run_call(call, mlp) if backward else (call.run(mlp), {})
+    for buffer, bits_before in zip(call.buffers, before, strict=True):
+        if not torch.equal(bits(buffer), bits_before):
+            raise CallError("an input was written")
+    return judge(call, y, grads, eager=eager)
+
+
+def run_call(call: Call, mlp: Callable[..., Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The result and the gradients asked for, made as `call.pattern` says. Raises `CallError` where bits differ that must not."""
+    if call.pattern == "warm":
+        if not call.recipe:
+            raise ValueError("the pattern 'warm' needs a call that make_call made")
+        other = "dense" if "offset" in (call.recipe.get("x"), call.recipe.get("weights")) else "offset"
+        moved = {**call.recipe, "seed": call.recipe["seed"] ^ 1, "x": other, "weights": other, "pattern": "once"}
+        make_call(call.spec, **moved).gradients(mlp)
+    y, backward = call._graph(mlp)
+    grads = backward(retain_graph=call.pattern == "retained")
+    again: list[tuple[Tensor, dict[str, Tensor]]] = []
+    if call.pattern == "retained":
+        again = [(y, backward())]
+    elif call.pattern == "repeat":
+        again = [call.gradients(mlp), (replace(call, requires_grad=()).gradients(mlp)[0], grads)]
+    for y_again, grads_again in again:
+        if not same_bits(y, y_again):
+            raise CallError("y has other bits the second time")
+        for name, grad in grads_again.items():
+            if not same_bits(grad, grads[name]):
+                raise CallError(f"the gradient of {name} has other bits the second time")
+    return y, grads
+
+
+def judge(call: Call, y: Tensor, grads: Mapping[str, Tensor], *, eager: bool = True) -> Verdict:
+    """Hold a result y (*lead, d_out), and the gradients by name that there are, against the oracle. Raises `OracleError`."""
+    spec = call.spec
+    # Root mean squares want many independent errors: not one row, one column, or subnormals. tf32 is not the CPU's.
+    rows = call.dy.numel() // spec.d_out
+    compare = eager and spec.precision == "ieee" and rows >= 8 and min(spec.dims) >= 8 and call.values == "normal"
+    y_eager: Tensor | None = None
+    eager_grads: dict[str, Tensor] = {}
+    if compare:
+        eager_mlp = reference(spec)
+        y_eager, eager_grads = call.gradients(eager_mlp) if grads else (call.run(eager_mlp), {})
+    what = f"{spec!r} x{tuple(call.x.shape)}"
+    arguments = (spec, call.x, call.params, call.operands)
+    report = oracle.check(y, oracle.forward(*arguments, replay=True), f"y of {what}", y_eager)
+    ratio, strength = report.ratio, {}
+    expected = oracle.backward(*arguments, call.dy, replay=True) if grads else {}
+    for name, grad in grads.items():
+        wanted = expected[name]
+        # Past an overflow, inf·0 is NaN or not by the order in which factors are multiplied; past an infinity in x, inf − inf is
+        # NaN or not by the sign of a factor that may be within its error of 0. Nothing is asked where it comes to that.
+        lost = ~wanted.value.isfinite() if call.values == "specials" else wanted.value.isnan()
+        wanted = Bounded(wanted.value, torch.where(lost, torch.inf, wanted.bound), wanted.dtype)
+        many = wanted.value.numel() >= 8  # the error of one number beside another one's says nothing
+        report = oracle.check(grad, wanted, f"gradient of {name} of {what}", eager_grads.get(name) if many else None)
+        ratio = max(ratio, report.ratio)
+        says = (wanted.value.abs() / wanted.bound.clamp(min=1e-300)).nan_to_num(nan=0.0, posinf=0.0)
+        strength[name] = float(says.amax()) if says.numel() else 0.0
+    return Verdict(ratio, strength)

@@ -1,0 +1,324 @@
+"""`mlpdsl.testing.check`, `fuzz` and the pytest plugin: right kernels pass, wrong ones fail with a script that fails as well.
+
+In this process eager PyTorch stands in for the kernels; the kernels run in processes of their own, which interpret them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+import unittest
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("hypothesis", reason="needs hypothesis: pip install -e '.[test]'")
+
+import hypothesis
+
+import mlpdsl
+from mlpdsl import MLPSpec, SpecError
+from mlpdsl.testing import FuzzError, calls, check, fuzz, fuzzing, strategies
+from tests.unit.test_strategies import entry_points
+
+SPEC = MLPSpec(dims=(12, 20, 8), activation="silu", gated=True, bias=True)
+
+# What a process that imports this first has wrong: the gate's bias is subtracted.
+WRONG_KERNELS = """
+import mlpdsl.loader as loader
+load, right, wrong = loader.load, "gate += tl.load(", "gate -= tl.load("
+def load_wrong(path, text, key):
+    return load(path, text.replace(right, wrong), "wrong" + key) if right in text else load(path, text, key)
+loader.load = load_wrong
+"""
+
+SPECS = """
+import torch, mlpdsl
+spec = mlpdsl.MLPSpec(dims=(12, 20, 8), activation="silu", gated=True, bias=True)
+compiled = mlpdsl.compile(mlpdsl.MLPSpec(dims=(4096, 999), activation="identity", dtype="bfloat16", epilogue=("residual",)))
+layer = mlpdsl.MLP(mlpdsl.MLPSpec(dims=(9, 7, 9), activation=lambda x: x * torch.tanh(x)))
+kind, number, same = mlpdsl.MLPSpec, 3, None
+"""
+
+TESTS = """
+import mlpdsl.testing
+from my_specs import spec
+
+def test_fixture(mlpdsl_check):
+    mlpdsl_check(spec, seed=0)
+
+@mlpdsl.testing.fuzz(spec, examples=3)
+def test_drawn(call, tmp_path):
+    assert call.spec == spec and tmp_path
+
+test_bare = mlpdsl.testing.fuzz(spec, examples=3)
+"""
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tensor], Tensor]], None]:
+    """Eager PyTorch in the place of the kernels; called, it changes the result. At infinity eager gives NaN, so not there."""
+    monkeypatch.setattr(fuzzing, "skip_reason", lambda spec=None: "")
+    calm = [values for values in calls.VALUES if values != "specials"]
+    monkeypatch.setattr(strategies, "values", lambda: hypothesis.strategies.sampled_from(calm))
+
+    def use(change: Callable[[Tensor], Tensor]) -> None:
+        def compiled(spec: MLPSpec, backend: str | None = None) -> Callable[..., Tensor]:
+            return lambda *args, **operands: change(mlpdsl.reference(spec)(*args, **operands))
+
+        monkeypatch.setattr(calls, "compile_spec", compiled)
+
+    use(lambda y: y)
+    return use
+
+
+def recipes(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> list[str]:
+    """The calls that `check` makes."""
+    seen: list[str] = []
+    monkeypatch.setattr(fuzzing, "check_call", lambda call: seen.append(repr(call)))
+    check(SPEC, **arguments)
+    return seen
+
+
+def test_a_correct_mlp_passes(eager: Any) -> None:
+    check(SPEC, 40, 0)
+    check(mlpdsl.MLP(SPEC), 3)
+    check(mlpdsl.compile(SPEC), 3)
+    check(strategies.specs(dtype="float32", precision="ieee", activations=["relu"], epilogue_entries=["residual"]), 15, 0)
+
+
+def test_a_wrong_one_fails_with_a_script(eager: Any) -> None:
+    eager(lambda y: y * (1 + 1e-3))
+    with pytest.raises(FuzzError, match=r"OracleError: y of MLPSpec\(") as caught:
+        check(SPEC, 40, 0)
+    message, script = str(caught.value), caught.value.script
+    assert message.endswith(script.rstrip("\n"))
+    assert caught.value.call.recipe == {"lead": (1,), "seed": caught.value.call.recipe["seed"]}
+    with pytest.raises(AssertionError, match="out of bounds"):
+        exec(compile(script, "script.py", "exec"), {})
+    eager(lambda y: y)
+    exec(compile(script, "script.py", "exec"), {})
+
+
+def test_what_the_call_raises_is_told(eager: Any) -> None:
+    def breaks(y: Tensor) -> Tensor:
+        raise RuntimeError("no such kernel")
+
+    eager(breaks)
+    with pytest.raises(FuzzError, match="RuntimeError: no such kernel") as caught:
+        check(SPEC, 5, 0)
+    assert "from mlpdsl.testing.calls import check_call, make_call" in caught.value.script
+
+
+def test_seeds_examples_and_seconds(eager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, again, other = (recipes(monkeypatch, examples=12, seed=seed) for seed in (1, 1, 2))
+    assert len(first) == 12 and first == again != other
+    assert len(recipes(monkeypatch, seed=0)) == hypothesis.settings.default.max_examples
+    began = time.monotonic()
+    assert recipes(monkeypatch, examples=10**6, seconds=0.3)
+    assert time.monotonic() - began < 5
+    assert len(recipes(monkeypatch, examples=10**6, seconds=0)) == 1
+
+
+def test_equal_specs_draw_equal_calls_and_others_do_not(eager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a profile that is derandomised, as this suite's."""
+    seeds: list[list[int]] = []
+    for spec in (SPEC, MLPSpec.from_json(SPEC.to_json()), SPEC.replace(bias=False)):
+        seen: list[int] = []
+        monkeypatch.setattr(fuzzing, "check_call", lambda call, seen=seen: seen.append(call.recipe["seed"]))
+        check(spec, 10)
+        seeds.append(seen)
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_a_failure_is_kept_and_tried_first(eager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the database of the Hypothesis profile, for this spec and for no other."""
+    database = hypothesis.database.InMemoryExampleDatabase()
+    hypothesis.settings.register_profile("kept", derandomize=False, database=database, max_examples=30)
+    hypothesis.settings.register_profile("before", hypothesis.settings.default)
+    hypothesis.settings.load_profile("kept")
+    try:
+        eager(lambda y: y * (1 + 1e-3))
+        with pytest.raises(FuzzError) as caught:
+            check(SPEC)
+        assert recipes(monkeypatch)[0] == repr(caught.value.call)
+    finally:
+        hypothesis.settings.load_profile("before")
+
+
+def test_widths(eager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = MLPSpec(dims=(264, 8), activation="identity")
+    for widths, interpret, expected in (("auto", "0", 264), ("auto", "1", 72), ("own", "1", 264), ("narrow", "0", 72)):
+        monkeypatch.setenv("TRITON_INTERPRET", interpret)
+        seen: list[int] = []
+        monkeypatch.setattr(fuzzing, "check_call", lambda call, seen=seen: seen.append(call.spec.d_in))
+        check(wide, 5, 0, widths=widths)
+        assert set(seen) == {264} if expected == 264 else max(seen) <= 72
+    with pytest.raises(ValueError, match="widths: got 'some'; allowed: auto, own, narrow"):
+        check(SPEC, widths="some")
+
+
+def test_fuzz_as_a_decorator(eager: Any) -> None:
+    seen: list[tuple[str, Any]] = []
+
+    @fuzz(SPEC, examples=6, seed=0)
+    def test(tmp_path: str, call: calls.Call) -> None:
+        """Says more."""
+        seen.append((tmp_path, call))
+
+    assert list(test.__signature__.parameters) == ["tmp_path"] and test.__doc__ == "Says more."
+    test(tmp_path="here")
+    assert len(seen) == 6 and {where for where, _ in seen} == {"here"}
+    assert all(isinstance(call, calls.Call) for _, call in seen)
+
+    @fuzz(SPEC, examples=6, seed=0)
+    def test_assertion(call: calls.Call) -> None:
+        assert call.x.numel() == 0, "the test's own word"
+
+    with pytest.raises(FuzzError, match="AssertionError: the test's own word"):
+        test_assertion()
+
+    @fuzz(SPEC, examples=6, seed=0)
+    def test_skips(call: calls.Call) -> None:
+        raise unittest.SkipTest("not today")
+
+    with pytest.raises(unittest.SkipTest, match="not today"):
+        test_skips()
+    with pytest.raises(TypeError, match=r"test_nothing\(x\) has no parameter 'call'"):
+
+        @fuzz(SPEC)
+        def test_nothing(x: int) -> None: ...
+
+
+test_fuzz_as_it_stands = pytest.mark.usefixtures("eager")(fuzz(SPEC, examples=3))
+
+
+def test_a_fault_that_does_not_come_again_is_told(eager: Any) -> None:
+    count = [0]
+
+    def sometimes(y: Tensor) -> Tensor:
+        count[0] += 1
+        return y + 1 if count[0] == 3 else y
+
+    eager(sometimes)
+    with pytest.raises(FuzzError, match=r"(?s)Flaky.*make_call\(spec, "):
+        check(SPEC, 30, 0)
+
+
+def test_without_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(unittest.SkipTest, match="need a CUDA GPU, or TRITON_INTERPRET=1 set before triton is imported"):
+        check(SPEC)
+    with pytest.raises(unittest.SkipTest, match="CUDA GPU"):
+        fuzz(SPEC)()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    erf = mlpdsl.activation(lambda x: torch.erf(x), triton=("libdevice.erf(x)", "tl.exp(-x * x)"), check=False)
+    assert "libdevice" in fuzzing.skip_reason(MLPSpec(dims=(4, 4, 4), activation=erf))
+    assert fuzzing.skip_reason(SPEC) == ""
+
+
+def test_what_is_no_spec() -> None:
+    with pytest.raises(SpecError, match=r"mlpdsl\.testing, spec: got 3; allowed: an MLPSpec, or something with one as \.spec"):
+        check(3)
+    assert fuzzing.spec_of(mlpdsl.MLP(SPEC)) == fuzzing.spec_of(mlpdsl.compile(SPEC)) == fuzzing.spec_of(SPEC) == SPEC
+    assert fuzzing.spec_of(MLPSpec) is fuzzing.spec_of(mlpdsl) is fuzzing.spec_of(None) is None
+
+
+def run_pytest(folder: Path, *arguments: str, wrong: bool = False, **environment: str) -> tuple[int, str]:
+    """pytest with the plugin as an installation has it, in a folder with the module `my_specs`; the exit code, and what it says."""
+    (folder / "my_specs.py").write_text(SPECS)
+    done = run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments], folder, wrong, **environment)
+    return done.returncode, done.stdout + done.stderr
+
+
+def run(command: list[str], folder: Path, wrong: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = entry_points(folder)
+    if wrong:
+        (folder / "wrong").mkdir(exist_ok=True)
+        (folder / "wrong" / "sitecustomize.py").write_text(WRONG_KERNELS)
+        path = os.pathsep.join([str(folder / "wrong"), path])
+    inherited = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "PYTEST_ADDOPTS", "CI")}
+    inherited |= {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", **environment}
+    return subprocess.run(command, cwd=folder, env=inherited, capture_output=True, text=True, timeout=120)
+
+
+def test_the_plugin_runs_each_spec_in_the_interpreter(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text(TESTS)
+    options = ("--strict-markers", "--hypothesis-profile=ci", "--mlpdsl-specs=my_specs", "--mlpdsl-examples=4")
+    code, said = run_pytest(tmp_path, *options, TRITON_INTERPRET="1")
+    assert code == 0, said
+    assert "6 passed" in said
+
+
+def test_ids_and_selection(tmp_path: Path) -> None:
+    (tmp_path / "test_other.py").write_text("def test_other(): pass\n")
+    code, said = run_pytest(tmp_path, "--collect-only", "-q", "--mlpdsl-specs=my_specs", "--mlpdsl-specs=my_specs")
+    assert code == 0, said
+    assert said.splitlines()[:4] == ["test_other.py::test_other", "my_specs::spec", "my_specs::compiled", "my_specs::layer"]
+    code, said = run_pytest(
+        tmp_path, "-rs", "-m", "mlpdsl_spec and not nothing", "-k", "spec and not layer", "--mlpdsl-specs=my_specs"
+    )
+    assert code == 0, said
+    assert "2 deselected" in said or "3 skipped" in said
+    assert "need a CUDA GPU, or TRITON_INTERPRET=1 set before triton is imported" in said
+
+
+def test_a_wrong_kernel_fails_and_so_does_its_script(tmp_path: Path) -> None:
+    options = ("--mlpdsl-specs=my_specs", "-k", "not compiled and not layer", "--mlpdsl-examples=30", "--hypothesis-seed=0")
+    code, said = run_pytest(tmp_path, *options, wrong=True, TRITON_INTERPRET="1")
+    assert code == 1, said
+    assert "FAILED my_specs::spec" in said
+    found = re.search(r"^This script makes the call again:\n\n(.*?^print\(check_call.*?)$", said, re.M | re.S)
+    assert found, said
+    assert "tensor(" not in said
+    script = tmp_path / "script.py"
+    script.write_text(found[1])
+    again = run([sys.executable, str(script)], tmp_path, wrong=True)
+    assert again.returncode == 1
+    assert "OracleError" in again.stderr and "out of bounds" in again.stderr
+    right = run([sys.executable, str(script)], tmp_path)
+    assert right.returncode == 0, right.stderr
+    assert right.stdout.startswith("Verdict(ratio=")
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "message"),
+    [
+        ("nowhere", "", "--mlpdsl-specs=nowhere: importing the module raised ModuleNotFoundError"),
+        ("broken", "1 / 0", "--mlpdsl-specs=broken: importing the module raised ZeroDivisionError"),
+        ("bare", "x = 1", "--mlpdsl-specs=bare: no MLPSpec, mlpdsl.MLP or compiled MLP at the module's top level"),
+    ],
+)
+def test_a_module_without_specs_is_an_error_of_usage(module: str, text: str, message: str, tmp_path: Path) -> None:
+    if text:
+        (tmp_path / f"{module}.py").write_text(text)
+    code, said = run_pytest(tmp_path, f"--mlpdsl-specs={module}")
+    assert code == pytest.ExitCode.USAGE_ERROR, said
+    assert message in said
+
+
+def test_without_the_option_it_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import sys\n\n\ndef test_it(request):\n    assert request.config.pluginmanager.has_plugin('mlpdsl')\n"
+        "    assert not {'torch', 'hypothesis', 'triton', 'mlpdsl.spec', 'mlpdsl.testing.fuzzing'} & set(sys.modules)\n"
+    )
+    code, said = run_pytest(tmp_path, "test_it.py")
+    assert code == 0, said
+
+
+def test_profiles(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "from hypothesis import settings\n\n\ndef test_it():\n    s = settings.default\n"
+        "    print('is', s.derandomize, s.deadline, s.database is None, s.max_examples)\n"
+    )
+    found = [run_pytest(tmp_path, "-s", "test_it.py", f"--hypothesis-profile={name}")[1] for name in ("ci", "fuzz")]
+    assert "is True None True 100" in found[0]
+    assert "is False None False 1000" in found[1]
