@@ -88,9 +88,9 @@ def _inputs(content: Mapping[str, Any], operands: Sequence[tuple[str, str]], whe
     text, grads, count = content["expr"], content.get("grads"), content.get("inputs")
     if type(text) is not str:
         raise SpecError(describe(f"{where}.expr", text, "a formula as text", "For example {'expr': 'x * sigmoid(x)'}."))
-    expected = len(operands) + 1 if epilogue else (1, 2)
-    if count is not None and (type(count) is not int or count not in (expected if isinstance(expected, tuple) else (expected,))):
-        raise SpecError(describe(f"{where}.inputs", count, f"the number of inputs, {expected}", "Leave it out."))
+    counts = (len(operands) + 1,) if epilogue else (1, 2)
+    if count is not None and (type(count) is not int or count not in counts):
+        raise SpecError(describe(f"{where}.inputs", count, " or ".join(map(str, counts)), "Leave it out."))
     if epilogue:
         return (TILE, *(name for name, _ in operands))
     if count == 2 or (type(grads) is list and len(grads) == 2) or (grads is None and re.search(r"\b(gate|up)\b", text)):

@@ -353,7 +353,7 @@ def _function(value: object, where: str, epilogue: bool = False) -> Function | s
         raise SpecError(describe(where, value, f"what {right} returns", f"Pass the function to {right}."))
     from mlpdsl.traced import accept
 
-    return accept(value, where, epilogue=epilogue)
+    return accept(value, where, on_output=epilogue)
 
 
 def _activation(value: object) -> str | Function:

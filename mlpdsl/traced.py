@@ -136,7 +136,7 @@ def register_activation(
 
 
 def _parameters(fn: Any, where: str) -> list[str] | None:
-    """The names of the positional parameters; None where Python cannot tell (torch's builtins)."""
+    """The names of the parameters that can be named; None where Python cannot tell (torch's builtins)."""
     if not callable(fn) or isinstance(fn, type):
         step = f"Pass an instance: {fn.__name__}()." if isinstance(fn, type) else "Pass a function of torch tensors."
         raise SpecError(describe(where, fn, "a function of torch tensors", step))
@@ -305,14 +305,14 @@ def _outside() -> int:
     return level - 1
 
 
-def accept(value: object, where: str, *, epilogue: bool = False) -> Function | str:
+def accept(value: object, where: str, *, on_output: bool = False) -> Function | str:
     """What stands in a spec for a callable, or for the JSON form of one: a registered name where it is that, else a `Function`."""
     if isinstance(value, Function):
         made = value
     elif type(value) is dict:
-        made = from_plain(value, where, epilogue)
+        made = from_plain(value, where, on_output)
     elif callable(value):
-        made = globals()["epilogue" if epilogue else "activation"](value)
+        made = epilogue(value) if on_output else activation(value)
     else:
         raise SpecError(describe(where, value, "a function", f"Got {shorten(value)}."))
     return canonical_name(made) or made

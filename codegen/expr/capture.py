@@ -56,14 +56,14 @@ class _Walk:
             return self.torch_module(f)
         if isinstance(f, torch.jit.ScriptFunction):
             return f, ("script", f.code)
-        if isinstance(f, types.FunctionType) and not _from_torch(f):
+        if isinstance(f, types.FunctionType) and not _is_trusted(f):
             return self.python(f)
-        if isinstance(f, types.MethodType) and not _from_torch(f.__func__):
+        if isinstance(f, types.MethodType) and not _is_trusted(f.__func__):
             why = f"{name} is a method of an object whose attributes can change, so it has no fingerprint"
             raise Refused(why, "Write a function, with the numbers it needs as closure or default arguments.", location(f.__func__))
         if isinstance(f, type):
             raise Refused(f"{name} is a class", f"Pass an instance: {name}().", "")
-        if _from_torch(f):
+        if _is_trusted(f):
             return f, ("torch", getattr(f, "__module__", ""), getattr(f, "__qualname__", repr(f)))
         why = f"a {type(f).__name__} object has state that can change, so it has no fingerprint"
         raise Refused(why, "Pass a plain Python function, or one of torch's.", "")
@@ -123,13 +123,13 @@ class _Walk:
             raise Refused(f"the module {kind.__name__} has forward hooks", "Pass a plain function.", location(kind.forward))
         inner = (*(n for n in vars(torch.nn.Module()) if n != "training"), *module._modules)
         attributes = {n: v for n, v in vars(module).items() if n not in inner}
-        if _from_torch(kind):
+        if _is_trusted(kind):
             replaced = [n for n, v in attributes.items() if isinstance(v, (types.FunctionType, types.MethodType))]
             if replaced:
                 why = f"{replaced[0]} of the module {kind.__name__} was replaced, so it has no fingerprint"
                 raise Refused(why, "Pass a plain function.", location(attributes[replaced[0]]))
             return kind.__qualname__, repr(sorted((n, repr(v)) for n, v in attributes.items()))
-        own = [c for c in kind.__mro__ if not _from_torch(c) and c is not object]
+        own = [c for c in kind.__mro__ if not _is_trusted(c) and c is not object]
         held = {n: v for c in reversed(own) for n, v in vars(c).items() if n not in _OF_EVERY_CLASS}
         plain = {n: getattr(v, "__func__", v) for n, v in held.items()}  # a staticmethod holds its function
         methods = {n: f for n, f in plain.items() if isinstance(f, types.FunctionType) and not isinstance(held[n], classmethod)}
@@ -148,7 +148,7 @@ class _Walk:
     def autograd_function(self, kind: type) -> Frozen:
         """A torch.autograd.Function, with static methods bound to what they read."""
         names = ("forward", "backward", "setup_context")
-        methods = {n: f for n in names if isinstance(f := getattr(kind, n, None), types.FunctionType) and not _from_torch(f)}
+        methods = {n: f for n in names if isinstance(f := getattr(kind, n, None), types.FunctionType) and not _is_trusted(f)}
         found = {n: self.python(f) for n, f in methods.items()}
         return type(kind.__name__, (kind,), {n: staticmethod(f) for n, (f, _) in found.items()}), ("autograd", _marks(found))
 
@@ -181,11 +181,11 @@ class _Walk:
         if isinstance(value, type):
             if issubclass(value, torch.autograd.Function):
                 return self.autograd_function(value)
-            if _from_torch(value):
+            if _is_trusted(value):
                 return value, ("type", value.__module__, value.__qualname__)
         elif callable(value) and not _is_of_chance(value):
             plain = (types.FunctionType, functools.partial, torch.nn.Module, torch.jit.ScriptFunction)
-            if isinstance(value, plain) or _from_torch(value):
+            if isinstance(value, plain) or _is_trusted(value):
                 return self.function(value, str(name))
         elif callable(value):
             raise Refused(f"the {kind} {name!r} gives random or changing numbers", "Pass them as an operand.", location(owner))
@@ -234,7 +234,7 @@ def _code_mark(code: types.CodeType) -> tuple[object, ...]:
     return code.co_code, code.co_names, code.co_varnames[: code.co_argcount], constants
 
 
-def _from_torch(f: Any) -> bool:
+def _is_trusted(f: Any) -> bool:
     """Whether it is part of torch or of another library that no program changes."""
     module = getattr(f, "__module__", None)
     if module is None:  # torch's own method descriptors and builtins have none

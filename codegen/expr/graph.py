@@ -136,6 +136,11 @@ def _softplus(x: float) -> float:
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
+def _sigmoid(x: float) -> float:
+    small = math.exp(-abs(x))
+    return (1.0 if x >= 0.0 else small) / (1.0 + small)
+
+
 _FOLD: Final[Mapping[str, Callable[..., float]]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -149,6 +154,13 @@ _FOLD: Final[Mapping[str, Callable[..., float]]] = {
         "floor", "exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "sin", "cos", "tan", "asin", "acos", "atan", "sinh",
         "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc", "pow", "atan2", "hypot",
     )},
+    "sigmoid": _sigmoid,
+    "sigmoid_grad": lambda x: _sigmoid(x) * _sigmoid(-x),
+    "tanh_grad": lambda x: 4.0 * _sigmoid(2.0 * x) * _sigmoid(-2.0 * x),
+    "normal_cdf": lambda x: 0.5 * math.erfc(-x * math.sqrt(0.5)),
+    "normal_pdf": lambda x: math.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi),
+    "tanh_softplus": lambda x: math.tanh(_softplus(x)),
+    "tanh_softplus_grad": lambda x: 4.0 * _sigmoid(2.0 * _softplus(x)) * _sigmoid(-2.0 * _softplus(x)) * _sigmoid(x),
     "exp2": lambda x: math.pow(2.0, x),
     "rsqrt": lambda x: 1.0 / math.sqrt(x),
     "softplus": _softplus,

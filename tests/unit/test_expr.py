@@ -27,6 +27,7 @@ from mlpdsl.codegen.expr.graph import (
     symbols,
     walk,
 )
+from mlpdsl.codegen.expr.torch_code import functions as torch_functions
 from mlpdsl.codegen.expr.trace import trace
 from mlpdsl.names import ACTIVATIONS
 from mlpdsl.testing.functions import FUNCTIONS
@@ -350,3 +351,15 @@ def test_every_intrinsic_has_a_stable_form() -> None:
 def test_an_operation_without_a_printing_is_named() -> None:
     with pytest.raises(NotImplementedError, match="cumsum"):
         trace(lambda x: torch.cumsum(x, 0), ("x",))
+
+
+@pytest.mark.parametrize("value", [-30.0, -1.5, 0.0, 0.7, 30.0])
+@pytest.mark.parametrize("op", sorted(op for op in INTRINSIC if ARITY[op] == 1))
+def test_every_intrinsic_folds(op: str, value: float) -> None:
+    """A number in a user's function, torch.sigmoid(torch.tensor(0.7)), is a number in its formula."""
+    want = float(torch_functions()[op](torch.tensor(value, dtype=torch.float64)))
+    folded = call(op, value)
+    if math.isfinite(want):
+        assert folded.op == "const" and folded.value == pytest.approx(want, rel=1e-12, abs=1e-15)
+    else:
+        assert folded.op != "const"
