@@ -12,6 +12,10 @@ from mlpdsl.target import Target
 
 from .plan import Config
 
+INVARIANT_ROWS = 192
+"""The number of rows for which configs are chosen, whatever the batch, where a row's bits may not depend on it: tiles of 128 rows
+where they may be so large, which waste little of a large batch and still leave many programs for a small one."""
+
 
 def _power_of_two(n: int, low: int, high: int) -> int:
     """The smallest power of two that holds n, between low and high."""

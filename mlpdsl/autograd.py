@@ -21,17 +21,17 @@ _TRANSFORM_IN_COMPILE = (
 
 
 def _gradients(
-    spec: str,
-    same_as: Sequence[str],
+    call: tuple[str, tuple[str, ...], bool],
     needs: Sequence[bool],
     grad: Tensor,
     x: Tensor,
     inputs: Sequence[Tensor],
     saved: Sequence[Tensor],
 ) -> list[Tensor | None]:
-    """The gradients of x and of the inputs (parameters, then operands), None where not needed."""
+    """The gradients of x and of the inputs (parameters, then operands), None where not needed. `call` is what `run` got first."""
+    spec, same_as, batch_invariant = call
     count = len(inputs) - len(same_as)
-    found = iter(ops.backward(grad, x, inputs[:count], inputs[count:], saved, needs, spec))
+    found = iter(ops.backward(grad, x, inputs[:count], inputs[count:], saved, needs, spec, batch_invariant))
     # An operand that is only added has the output's gradient for its own: nothing is written for it.
     same = ("",) * (1 + count) + tuple(same_as)
     return [None if not need else grad if kind == "grad" else next(found) for need, kind in zip(needs, same, strict=True)]
@@ -75,11 +75,11 @@ class _MLPFunction(torch.autograd.Function):
     """y = MLP(x, *parameters, *operands), keeping the preactivations for backward."""
 
     @staticmethod
-    def forward(ctx: Any, spec: str, same_as: tuple[str, ...], x: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, spec: str, same_as: tuple[str, ...], batch_invariant: bool, x: Tensor, *inputs: Tensor) -> Tensor:
         count = len(inputs) - len(same_as)
-        y, *saved = ops.forward(x, inputs[:count], inputs[count:], spec, True)
+        y, *saved = ops.forward(x, inputs[:count], inputs[count:], spec, True, batch_invariant)
         ctx.save_for_backward(x, *inputs, *saved)
-        ctx.spec, ctx.same_as, ctx.inputs = spec, same_as, len(inputs)
+        ctx.call, ctx.inputs = (spec, same_as, batch_invariant), len(inputs)
         result: Tensor = y
         return result
 
@@ -88,8 +88,8 @@ class _MLPFunction(torch.autograd.Function):
         x, *rest = ctx.saved_tensors
         inputs, saved = rest[: ctx.inputs], rest[ctx.inputs :]
         with torch.no_grad():
-            grads = _gradients(ctx.spec, ctx.same_as, ctx.needs_input_grad[2:], grad, x, inputs, saved)
-        return None, None, *_once(grads, [grad, x, *inputs])
+            grads = _gradients(ctx.call, ctx.needs_input_grad[3:], grad, x, inputs, saved)
+        return None, None, None, *_once(grads, [grad, x, *inputs])
 
 
 class _TransformedFunction(torch.autograd.Function):
@@ -98,39 +98,47 @@ class _TransformedFunction(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(spec: str, same_as: tuple[str, ...], x: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(spec: str, same_as: tuple[str, ...], batch_invariant: bool, x: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         count = len(inputs) - len(same_as)
-        return tuple(ops.forward(x, inputs[:count], inputs[count:], spec, True))
+        return tuple(ops.forward(x, inputs[:count], inputs[count:], spec, True, batch_invariant))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.spec, ctx.same_as, x, *tensors = inputs
+        *call, x = inputs[:4]
+        tensors = inputs[4:]
         _, *saved = output
         ctx.mark_non_differentiable(*saved)
         ctx.save_for_backward(x, *tensors, *saved)
-        ctx.inputs = len(tensors)
+        ctx.call, ctx.inputs = tuple(call), len(tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, *rest = ctx.saved_tensors
         inputs, saved = rest[: ctx.inputs], rest[ctx.inputs :]
         with torch.no_grad():
-            grads = _gradients(ctx.spec, ctx.same_as, ctx.needs_input_grad[2:], grad, x, inputs, saved)
-        return None, None, *_once(grads, [grad, x, *inputs])
+            grads = _gradients(ctx.call, ctx.needs_input_grad[3:], grad, x, inputs, saved)
+        return None, None, None, *_once(grads, [grad, x, *inputs])
 
 
-def run(spec: str, same_as: tuple[str, ...], x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Tensor]) -> Tensor:
+def run(
+    spec: str,
+    same_as: tuple[str, ...],
+    batch_invariant: bool,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    operands: Sequence[Tensor],
+) -> Tensor:
     """The MLP of a spec (as JSON) on checked arguments: (..., d_in) to (..., d_out). `same_as` is the plan's, for each operand."""
     if torch._C._are_functorch_transforms_active():
         if torch.compiler.is_compiling():
             raise UnsupportedError(_TRANSFORM_IN_COMPILE)
-        return _TransformedFunction.apply(spec, same_as, x, *parameters, *operands)[0]  # type: ignore[no-any-return, no-untyped-call]
+        return _TransformedFunction.apply(spec, same_as, batch_invariant, x, *parameters, *operands)[0]  # type: ignore[no-any-return, no-untyped-call]
     recorded = torch.is_grad_enabled() and (
         x.requires_grad or any(p.requires_grad for p in parameters) or any(o.requires_grad for o in operands)
     )
     # In forward mode too the function, which has no jvp and says so: the bare operator would drop the tangents.
     if recorded or torch.autograd.forward_ad._current_level >= 0:
-        result: Tensor = _MLPFunction.apply(spec, same_as, x, *parameters, *operands)  # type: ignore[no-untyped-call]
+        result: Tensor = _MLPFunction.apply(spec, same_as, batch_invariant, x, *parameters, *operands)  # type: ignore[no-untyped-call]
         return result
-    y: Tensor = ops.forward(x, parameters, operands, spec, False)[0]
+    y: Tensor = ops.forward(x, parameters, operands, spec, False, batch_invariant)[0]
     return y

@@ -34,9 +34,18 @@ class CompiledMLP:
     `ShapeError` before anything is launched, `UnsupportedError` where the chosen backend cannot run.
     """
 
-    def __init__(self, spec: MLPSpec, backend: str | None, asked: str | None = None, of: CompiledMLP | None = None) -> None:
+    def __init__(
+        self,
+        spec: MLPSpec,
+        backend: str | None,
+        asked: str | None = None,
+        batch_invariant: bool = False,
+        of: CompiledMLP | None = None,
+    ) -> None:
         self.spec = spec
         self.backend = backend
+        self.batch_invariant = batch_invariant
+        self._backend = "triton" if batch_invariant else backend  # eager PyTorch is not batch-invariant: no falling back to it
         # All of this is worked out here, so that a call, and torch.compile's trace of it, only reads attributes.
         self._json = spec.to_json()
         self._signature = Signature(spec)
@@ -50,7 +59,7 @@ class CompiledMLP:
                 if name != spec.dtype:
                     precision = spec.precision if name == "float32" else "ieee"
                     self._variants[torch_dtype(name)] = CompiledMLP(
-                        spec.replace(dtype=name, precision=precision), backend, asked, of=self
+                        spec.replace(dtype=name, precision=precision), backend, asked, batch_invariant, of=self
                     )
 
     def __call__(self, x: Tensor, *params: Tensor, **operands: Tensor) -> Tensor:
@@ -60,13 +69,13 @@ class CompiledMLP:
 
     def _run(self, x: Tensor, params: tuple[Tensor, ...], operands: dict[str, Tensor]) -> Tensor:
         self._signature.check(x, params, operands)
-        if choose_backend(self.backend, x.device.type, self._json) == "eager":
+        if choose_backend(self._backend, x.device.type, self._json) == "eager":
             return self._evaluation(x, params, operands)
-        return run(self._json, self._same_as, x, params, [operands[name] for name in self._kinds])
+        return run(self._json, self._same_as, self.batch_invariant, x, params, [operands[name] for name in self._kinds])
 
     def backend_for(self, device: torch.device | str) -> str:
         """Which backend a call with tensors on `device` runs: "triton" or "eager". Raises `UnsupportedError` where none can."""
-        return choose_backend(self.backend, torch.device(device).type, self._json)
+        return choose_backend(self._backend, torch.device(device).type, self._json)
 
     def _autocast(self, x: Tensor, params: tuple[Tensor, ...], operands: dict[str, Tensor]) -> Tensor:
         """Cast, then run the variant of autocast's dtype with autocast off, so that nothing is cast twice."""
@@ -85,15 +94,16 @@ class CompiledMLP:
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self.spec, self._asked)
+        return _restore, (self.spec, self._asked, self.batch_invariant)
 
     def __repr__(self) -> str:
-        chosen = f", backend={self.backend!r}" if self.backend else ""
+        chosen = ", batch_invariant=True" if self.batch_invariant else ""
+        chosen += f", backend={self.backend!r}" if self.backend else ""
         return f"mlpdsl.compile({self.spec!r}{chosen})"
 
 
-def _restore(spec: MLPSpec, backend: str | None) -> CompiledMLP:
-    return compile(spec, backend=backend)
+def _restore(spec: MLPSpec, backend: str | None, batch_invariant: bool = False) -> CompiledMLP:
+    return compile(spec, backend=backend, batch_invariant=batch_invariant)
 
 
 def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -105,22 +115,28 @@ def compile(spec: MLPSpec, *, save: str = "preact", batch_invariant: bool = Fals
     """Lower `spec` and return a callable for it. Safe at import: no GPU is touched, nothing is compiled or tuned.
 
     Writes the generated source into the cache if it is not there yet and the architecture is known without a GPU context;
-    else the first call does. `save` says what forward keeps for backward ("preact": the preactivations); `batch_invariant` asks
-    for rows that do not depend on their batch; `backend` is "triton", "eager" or None (MLPDSL_BACKEND, else by device).
+    else the first call does. `save` says what forward keeps for backward ("preact": the preactivations); `backend` is "triton",
+    "eager" or None (MLPDSL_BACKEND, else by device).
+
+    With `batch_invariant`, a row of y, and of the gradients of x and of operands of kind tile and row, has the same bits whatever
+    batch it is in, wherever in it, and however the batch lies in memory: tile sizes do not follow the number of rows, and rows
+    that tensor descriptors do not fit are copied. On one GPU, for the same weights. Only generated kernels can: where they cannot
+    run, the call raises, and does not fall back to eager PyTorch.
+
     Raises `SpecError`, and `UnsupportedError` for what this release cannot do.
     """
     check_spec(spec)
-    _check_options(save, batch_invariant)
     chosen = requested_backend(backend)
+    _check_options(save, batch_invariant, chosen)
     if chosen != "eager":
         target = detect()
         # Where the target cannot do it, a backend asked for by hand says so here; else the first call logs it and runs eager.
         if target is not None and (chosen == "triton" or not BACKENDS["triton"].supports(lower(spec, target), target)):
             source.ensure(spec, target, "triton")
-    return CompiledMLP(spec, chosen, backend)
+    return CompiledMLP(spec, chosen, backend, batch_invariant)
 
 
-def _check_options(save: object, batch_invariant: object) -> None:
+def _check_options(save: object, batch_invariant: object, backend: str | None) -> None:
     if type(save) is not str or save not in ("preact", "input", "all"):
         raise SpecError(describe("save", save, "'preact', 'input', 'all'", "Leave it out to keep the preactivations."))
     if type(batch_invariant) is not bool:
@@ -128,22 +144,25 @@ def _check_options(save: object, batch_invariant: object) -> None:
     reasons = []
     if save != "preact":
         reasons.append(f"save={save!r} comes in a later release; save='preact' is the one there is")
-    if batch_invariant:
-        reasons.append("batch_invariant=True comes in a later release")
+    if batch_invariant and backend == "eager":
+        reasons.append("batch_invariant=True with backend='eager': PyTorch's products depend on the batch; backend='triton' does not")
     if reasons:
-        raise UnsupportedError("mlpdsl.compile: valid options that this release does not have", reasons)
+        raise UnsupportedError("mlpdsl.compile: options that are valid words and cannot be had", reasons)
 
 
-def warmup(spec: MLPSpec, m: int | Iterable[int] = (1,), backward: bool = False, device: Any = None) -> None:
+def warmup(
+    spec: MLPSpec, m: int | Iterable[int] = (1,), backward: bool = False, device: Any = None, *, batch_invariant: bool = False
+) -> None:
     """Run `spec` once for each number of rows in `m` (or for the one) on random data, so that no later call compiles.
 
-    `device` defaults to the current GPU. With `backward`, also forward with saving and every gradient.
+    `device` defaults to the current GPU. With `backward`, also forward with saving and every gradient. `batch_invariant` as in
+    `compile`; one number of rows is then enough.
     Raises `SpecError`, `ShapeError` for an m below 0, `UnsupportedError` where no GPU kernel can run.
     """
     check_spec(spec)
     given = list(m) if isinstance(m, Iterable) and not isinstance(m, (str, bytes)) else [m]
     counts = [check_rows(rows) for rows in given]
-    mlp = compile(spec, backend="triton")
+    mlp = compile(spec, backend="triton", batch_invariant=batch_invariant)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device("cuda", device) if type(device) is int else torch.device(device)

@@ -33,6 +33,16 @@ class Runner(NamedTuple):
     module: ModuleType
     pick: Pick
 
+    def picker(self, batch_invariant: bool) -> Pick:
+        """How configs are picked. Where batch-invariant, by M only for weight gradients, which sum over the batch anyway."""
+        if not batch_invariant:
+            return self.pick
+
+        def pick(role: str, path: str, m: int, n: int, k: int) -> Launch:
+            return self.pick(role, path, m if role == "weight_grad" else config.INVARIANT_ROWS, n, k)
+
+        return pick
+
 
 @cache
 def target_of(device: torch.device) -> Target:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mlpdsl.backends import BACKENDS
-from mlpdsl.codegen.config import choose
+from mlpdsl.codegen.config import INVARIANT_ROWS, choose
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config
 from mlpdsl.errors import ShapeError, describe
@@ -43,9 +43,10 @@ class Explanation:
         return "\n".join(lines)
 
 
-def configs(spec: MLPSpec, m: int, target: Target) -> dict[str, Config]:
+def configs(spec: MLPSpec, m: int, target: Target, batch_invariant: bool = False) -> dict[str, Config]:
     """The config of every product, by "role[stage]", where pointers and strides allow the target's best path."""
     plan = lower(spec, target)
+    batch, m = m, INVARIANT_ROWS if batch_invariant else m
     path = "tma" if plan.uses_tma else "masked"
     found = {}
 
@@ -60,13 +61,13 @@ def configs(spec: MLPSpec, m: int, target: Target) -> dict[str, Config]:
         linear = plan.linears[i]
         if i > 0:
             add(f"hidden_grad[{i}]", "hidden_grad", m, linear.width_in, linear.width_out)
-        add(f"weight_grad[{i}]", "weight_grad", linear.width_out, linear.width_in, m)
+        add(f"weight_grad[{i}]", "weight_grad", linear.width_out, linear.width_in, batch)
     add("input_grad[0]", "input_grad", m, plan.linears[0].width_in, plan.linears[0].width_out)
     return found
 
 
-def explain(spec: MLPSpec, m: int, target: str | Target | None = None) -> Explanation:
-    """What `compile(spec)` runs on `m` rows (1 or more) on an architecture (default: this machine's, else sm_90).
+def explain(spec: MLPSpec, m: int, target: str | Target | None = None, *, batch_invariant: bool = False) -> Explanation:
+    """What `compile(spec, batch_invariant=…)` runs on `m` rows (1 or more) on an architecture (default: this machine's, else sm_90).
 
     Raises `SpecError`, `ShapeError` for a bad m, `UnsupportedError` for an unknown target.
     """
@@ -82,4 +83,8 @@ def explain(spec: MLPSpec, m: int, target: str | Target | None = None) -> Explan
     if reasons:
         rejected = {"two_stage": tuple(reasons), **_LATER}
         return Explanation(spec, rows, chosen.name, "eager", {}, "none", rejected)
-    return Explanation(spec, rows, chosen.name, "two_stage", configs(spec, rows, chosen), "heuristic", _LATER)
+    source, rejected = "heuristic", dict(_LATER)
+    if batch_invariant:
+        source = f"heuristic for m={INVARIANT_ROWS}, whatever the batch"
+        rejected["library"] = (*rejected["library"], "its sums depend on the number of rows")
+    return Explanation(spec, rows, chosen.name, "two_stage", configs(spec, rows, chosen, batch_invariant), source, rejected)

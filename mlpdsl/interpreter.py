@@ -8,7 +8,8 @@ inf and NaN. After `install()`:
 * arithmetic decodes to float32, computes, and rounds the result to the operands' type, as the compiled kernel does; a
   fused multiply-add rounds once;
 * a dot decodes its operands and accumulates in the accumulator's type; float32 operands are rounded to tf32 where
-  `input_precision` says "tf32", so that a kernel that forgot "ieee" is seen to have done so;
+  `input_precision` says "tf32", so that a kernel that forgot "ieee" is seen to have done so; every element is one sum in the
+  order of K, as on a GPU, where numpy's product depends on where in the matrix it stands;
 * sums and scans of bfloat16 round at every step, max and min compare values;
 * max, min and clamp without NaN propagation drop a NaN, as the GPU does (triton before 3.9 propagated it).
 
@@ -205,17 +206,17 @@ def _to_tf32(values: Array) -> Array:
     return np.where(np.isfinite(values), rounded, bits).view(np.float32)
 
 
-def _dot(original: Callable[..., Handle]) -> Callable[..., Handle]:
-    """`create_dot` on decoded operands; float32 operands at the input precision asked for."""
-
-    def create_dot(self: Any, a: Handle, b: Handle, d: Handle, input_precision: Any, max_imprecise: Any) -> Handle:
-        a, b = _decoded(a), _decoded(b)
-        if input_precision == _ir.INPUT_PRECISION.TF32 and a.data.dtype == b.data.dtype == np.float32:
-            a, b = (triton_interpreter.TensorHandle(_to_tf32(each.data), tl.float32) for each in (a, b))
-        with np.errstate(all="ignore"):
-            return original(self, a, b, d, input_precision, max_imprecise)
-
-    return create_dot
+def _dot(self: Any, a: Handle, b: Handle, d: Handle, input_precision: Any, max_imprecise: Any) -> Handle:
+    """`create_dot` on decoded operands; float32 operands at the input precision asked for; every element summed in the order of K."""
+    left, right = _decoded(a).data, _decoded(b).data
+    if input_precision == _ir.INPUT_PRECISION.TF32 and left.dtype == right.dtype == np.float32:
+        left, right = _to_tf32(left), _to_tf32(right)
+    total = d.data.copy()
+    left, right = left.astype(total.dtype), right.astype(total.dtype)
+    with np.errstate(all="ignore"):
+        for k in range(left.shape[-1]):
+            total += left[..., :, k, None] * right[..., k, None, :]
+    return triton_interpreter.TensorHandle(total, d.dtype.scalar)
 
 
 def _fma(original: Callable[..., Handle]) -> Callable[..., Handle]:
@@ -327,7 +328,7 @@ def install() -> None:
     builder.create_maxnumf = lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmax)
     builder.create_clampf = _clamp
     builder.create_fma = _fma(builder.create_fma)
-    builder.create_dot = _dot(builder.create_dot)
+    builder.create_dot = _dot
     builder.create_atomic_rmw = _refuse_atomic(builder.create_atomic_rmw)
     builder.get_bf16 = _get_bf16
     reductions: Any = triton_interpreter.ReduceOps

@@ -16,15 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlpdsl.dispatch import plan_of, runner
+from mlpdsl.dispatch import Runner, plan_of, runner
 from mlpdsl.errors import ShapeError
 
 __all__ = ["OPS", "backward", "forward"]
 
 _library = torch.library.Library("mlpdsl", "DEF")
-_library.define("forward(Tensor x, Tensor[] parameters, Tensor[] operands, str spec, bool save) -> Tensor[]")
 _library.define(
-    "backward(Tensor grad, Tensor x, Tensor[] parameters, Tensor[] operands, Tensor[] saved, bool[] needs, str spec) -> Tensor[]"
+    "forward(Tensor x, Tensor[] parameters, Tensor[] operands, str spec, bool save, bool batch_invariant=False) -> Tensor[]"
+)
+_library.define(
+    "backward(Tensor grad, Tensor x, Tensor[] parameters, Tensor[] operands, Tensor[] saved, bool[] needs, str spec, "
+    "bool batch_invariant=False) -> Tensor[]"
 )
 
 
@@ -62,9 +65,23 @@ def _flat(t: Tensor) -> Tensor:
     return t if t.dim() == 2 else t.reshape(-1, t.shape[-1])
 
 
-def _flat_operands(spec: str, operands: Sequence[Tensor]) -> list[Tensor]:
-    kinds = [o.kind for o in plan_of(spec).epilogue.operands]
-    return [_flat(o) if kind == "tile" else o.reshape(-1).contiguous() for o, kind in zip(operands, kinds, strict=True)]
+def _rows(t: Tensor, run: Runner, batch_invariant: bool) -> Tensor:
+    """x, a tile or a gradient as (M, n). Where batch-invariant, copied unless descriptors fit it: which of the two paths runs
+    may depend on the weights, which are the same for every batch, and on nothing else."""
+    flat = _flat(t)
+    if not batch_invariant or not run.plan.uses_tma:
+        return flat
+    from mlpdsl.launch import fits_tma
+
+    return flat if fits_tma(flat) else flat.clone(memory_format=torch.contiguous_format)
+
+
+def _flat_operands(operands: Sequence[Tensor], run: Runner, batch_invariant: bool) -> list[Tensor]:
+    kinds = [o.kind for o in run.plan.epilogue.operands]
+    return [
+        _rows(o, run, batch_invariant) if kind == "tile" else o.reshape(-1).contiguous()
+        for o, kind in zip(operands, kinds, strict=True)
+    ]
 
 
 def _check_shapes(x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Tensor], spec: str) -> None:
@@ -87,21 +104,39 @@ def _shapes_of(spec: str) -> tuple[torch.Size, list[torch.Size], int]:
     return torch.Size((linears[0].width_in,)), [shapes[i] for i in sorted(shapes)], len(plan_of(spec).epilogue.operands)
 
 
-def _forward(x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Tensor], spec: str, save: bool) -> list[Tensor]:
+def _forward(
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    operands: Sequence[Tensor],
+    spec: str,
+    save: bool,
+    batch_invariant: bool = False,
+) -> list[Tensor]:
     if x.numel() == 0:
         return _forward_fake(x, parameters, operands, spec, save)  # no rows: every result is empty
     _check_shapes(x, parameters, operands, spec)
     run = runner(spec, x.device)
     with _on_device(x):
         results: list[Tensor] = run.module.forward(
-            _flat(x), _alike(spec, parameters), _flat_operands(spec, operands), save, run.pick
+            _rows(x, run, batch_invariant),
+            _alike(spec, parameters),
+            _flat_operands(operands, run, batch_invariant),
+            save,
+            run.picker(batch_invariant),
         )
     if x.dim() != 2:
         results[0] = results[0].view(*x.shape[:-1], results[0].shape[-1])
     return results
 
 
-def _forward_fake(x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Tensor], spec: str, save: bool) -> list[Tensor]:
+def _forward_fake(
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    operands: Sequence[Tensor],
+    spec: str,
+    save: bool,
+    batch_invariant: bool = False,
+) -> list[Tensor]:
     plan = plan_of(spec)
     rows = x.numel() // x.shape[-1]
     results = [x.new_empty((*x.shape[:-1], plan.linears[-1].width_out))]
@@ -127,15 +162,22 @@ def _backward(
     saved: Sequence[Tensor],
     needs: Sequence[bool],
     spec: str,
+    batch_invariant: bool = False,
 ) -> list[Tensor]:
     if x.numel() == 0:
         # A sum over no rows is zero.
         return [g.zero_() for g in _backward_fake(grad, x, parameters, operands, saved, needs, spec)]
     run = runner(spec, x.device)
-    flat_operands = _flat_operands(spec, operands)
+    flat_operands = _flat_operands(operands, run, batch_invariant)
     with _on_device(x):
         grads: list[Tensor | None] = run.module.backward(
-            _flat(grad), _flat(x), _alike(spec, parameters), flat_operands, list(saved), list(needs), run.pick
+            _rows(grad, run, batch_invariant),
+            _flat(x),
+            _alike(spec, parameters),
+            flat_operands,
+            list(saved),
+            list(needs),
+            run.picker(batch_invariant),
         )
     inputs = [x, *parameters, *operands]
     returned = _returned(spec, needs, parameters)
@@ -150,6 +192,7 @@ def _backward_fake(
     saved: Sequence[Tensor],
     needs: Sequence[bool],
     spec: str,
+    batch_invariant: bool = False,
 ) -> list[Tensor]:
     inputs = [x, *parameters, *operands]
     wanted = _returned(spec, needs, parameters)
@@ -193,10 +236,17 @@ class _Unrecorded(torch.autograd.Function):
         )
 
 
-def _forward_recorded(x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Tensor], spec: str, save: bool) -> list[Tensor]:
+def _forward_recorded(
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    operands: Sequence[Tensor],
+    spec: str,
+    save: bool,
+    batch_invariant: bool = False,
+) -> list[Tensor]:
     """Autograd stands outside the operator: called where a gradient would be recorded, it must not lose it without a word."""
     with torch._C._AutoDispatchBelowAutograd():
-        results: list[Tensor] = forward(x, parameters, operands, spec, save)
+        results: list[Tensor] = forward(x, parameters, operands, spec, save, batch_invariant)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         depends_on = [t for t in (x, *parameters, *operands) if t.requires_grad]
         if depends_on:

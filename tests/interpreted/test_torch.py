@@ -558,8 +558,10 @@ def test_unsupported_says_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(error.value.reasons) == 1 and "TRITON_INTERPRET=1" in error.value.reasons[0]
     assert same_bits(call.run(mlpdsl.compile(GATED)), call.run(mlpdsl.reference(GATED))), "by itself it falls back"
     with pytest.raises(UnsupportedError) as error:
-        mlpdsl.compile(GATED, save="input", batch_invariant=True)
+        mlpdsl.compile(GATED, save="input", batch_invariant=True, backend="eager")
     assert len(error.value.reasons) == 2
+    with pytest.raises(UnsupportedError, match=r"backend 'triton' cannot run on cpu"):  # and never by eager PyTorch
+        call.run(mlpdsl.compile(GATED, batch_invariant=True))
     with pytest.raises(SpecError, match="save"):
         mlpdsl.compile(GATED, save="nothing")
     with pytest.raises(SpecError, match="batch_invariant"):
