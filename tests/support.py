@@ -91,7 +91,7 @@ def draw_call(pick: Pick, spec: MLPSpec, lead: Sequence[int], seed: int, **fixed
         "pair": pick(PAIRS),
         "operands": pick(tuple(LAYOUTS)),
         "dy": pick(tuple(LAYOUTS)),
-        "values": pick(("normal", "tiny", "huge")),
+        "values": pick(("normal", "tiny", "huge", "zeros", "specials")),
         "wide_operands": pick((False, True)),
     }
     return make_call(spec, lead, seed, **{**drawn, **fixed})

@@ -26,10 +26,12 @@ from torch import Tensor
 
 from mlpdsl.testing.functions import FUNCTIONS
 
-__all__ = ["UNIT", "Bounded", "activation", "add", "exact", "matmul", "mul", "rounded", "settled", "slope", "total"]
+__all__ = ["UNIT", "Bounded", "activation", "add", "chained", "exact", "matmul", "mul", "rounded", "settled", "slope", "total"]
 
 U32 = 2.0**-24
 TINY32 = 2.0**-126
+MAX32 = torch.finfo(torch.float32).max
+MAX_TF32 = (2 - 2.0**-10) * 2.0**127
 SLACK = 1.05
 UNIT = {torch.float32: U32, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 HALF_STEP = {torch.float32: TINY32, torch.float16: 2.0**-25, torch.bfloat16: TINY32}
@@ -105,6 +107,37 @@ def rounded(b: Bounded, dtype: torch.dtype, replay: bool = False) -> Bounded:
     return Bounded(torch.where(known, value, loose.value), torch.where(known, bound, loose.bound), dtype)
 
 
+def _may_vanish(b: Bounded) -> Tensor:
+    """Where a kernel may have 0 or the other sign: within the bound of 0, or a subnormal, which may be flushed. An exact 0 is 0."""
+    size = b.value.abs()
+    return ((size <= b.bound) | (size < TINY32)) & ~((size == 0) & (b.bound == 0))
+
+
+def _certain_nan(b: Bounded) -> Tensor:
+    return (b.value.isnan() & (b.bound < torch.inf)).expand(b.value.shape)
+
+
+def _asked(b: Bounded, unknown: Tensor, nan: Tensor) -> Bounded:
+    """b with nothing asked where `unknown`, but NaN where that is certain, whatever comes beside it."""
+    bound = b.bound.masked_fill(unknown, torch.inf).masked_fill(nan, 0.0)
+    return Bounded(b.value.masked_fill(nan, torch.nan), bound)
+
+
+def _order_decides(value: Tensor, bound: Tensor, size: Tensor, beside: Tensor) -> Tensor:
+    """Where it depends on the order of a sum in float32 whether it overflows, and to which side.
+
+    `value` is the sum of its finite terms, `size` that of their magnitudes. No partial sum is above the sum of the positive terms,
+    or below that of the negative ones. Where infinite terms stand `beside` them, any overflow may make a NaN of these.
+    """
+    up, down = (size + value) / 2 + bound > MAX32, (size - value) / 2 + bound > MAX32
+    certain = (value.abs() - bound > MAX32) & ~beside
+    return torch.where(certain, up & down, up | down)
+
+
+def _finite(t: Tensor) -> Tensor:
+    return t.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
 def matmul(a: Bounded, b: Bounded, precision: str, bias: Bounded | None = None) -> Bounded:
     """a·b + bias accumulated in float32; a is (m, k), b is (k, n)."""
     depth = a.value.shape[1]
@@ -117,42 +150,98 @@ def matmul(a: Bounded, b: Bounded, precision: str, bias: Bounded | None = None) 
     if bias is not None:
         value = value + bias.value
         bound = bound + rounding * bias.value.abs()
-    result = settled(value, bound + (depth + 8) * TINY32)
-    unknown = torch.zeros_like(result.bound, dtype=torch.bool)
-    if a.bound.isinf().any():
-        unknown = unknown | a.bound.isinf().any(1, keepdim=True)
-    if b.bound.isinf().any():
-        unknown = unknown | b.bound.isinf().any(0, keepdim=True)
-    largest = torch.finfo(torch.float32).max
-    if depth and value.numel() and _largest(size_a) * _largest(size_b) * depth > largest:
-        total = size_a @ size_b  # partial sums of both signs may overflow on the way
-        unknown = unknown | ((total > largest) & total.isfinite() & (value.abs() < 0.99 * total))
-    return Bounded(result.value, torch.where(unknown, torch.inf, result.bound))
+    bound = bound + (depth + 8) * TINY32
+    result = settled(value, bound)
+    if not depth or not value.numel():
+        return result
+    unknown = a.bound.isinf().expand(size_a.shape).any(1, keepdim=True) | b.bound.isinf().expand(size_b.shape).any(0, keepdim=True)
+    most = _largest(size_a + a.bound) * _largest(size_b + b.bound) * depth
+    if most + (0.0 if bias is None else _largest(bias.value.abs())) > MAX32:
+        left, right = _finite(a.value), _finite(b.value)
+        sums, sizes = left @ right, left.abs() @ right.abs()
+        losses = (_finite(a.bound) + (rounding + SLACK * INPUT_ERROR[precision]) * left.abs()) @ right.abs()
+        if not b.is_exact:
+            losses = losses + (left.abs() + _finite(a.bound)) @ _finite(b.bound)
+        if bias is not None:
+            sums, sizes = sums + _finite(bias.value), sizes + _finite(bias.value).abs()
+        beside = a.value.isinf().any(1, keepdim=True) | b.value.isinf().any(0, keepdim=True)
+        unknown = unknown | _order_decides(sums, losses, sizes, beside)
+    if precision != "ieee" and max(_largest(size_a), _largest(size_b)) > MAX_TF32:  # the largest numbers become infinite
+        unknown = unknown | (_finite(size_a) > MAX_TF32).any(1, keepdim=True) | (_finite(size_b) > MAX_TF32).any(0, keepdim=True)
+    if a.value.isinf().any():
+        unknown = unknown | (a.value.isinf().double() @ _may_vanish(b).double() > 0)
+    if b.value.isinf().any():
+        unknown = unknown | (_may_vanish(a).double() @ b.value.isinf().double() > 0)
+    return _asked(result, unknown, _certain_nan(a).any(1, keepdim=True) | _certain_nan(b).any(0, keepdim=True))
 
 
 def _largest(magnitude: Tensor) -> float:
-    return float(magnitude.nan_to_num(nan=0.0, posinf=0.0).amax())
+    return float(_finite(magnitude).amax())
 
 
 def add(a: Bounded, b: Bounded) -> Bounded:
     value = a.value + b.value
-    return settled(value, a.bound + b.bound + SLACK * U32 * value.abs() + TINY32, a, b)
+    result = settled(value, a.bound + b.bound + SLACK * U32 * value.abs() + TINY32, a, b)
+    return _asked(result, result.bound.isinf(), _certain_nan(a) | _certain_nan(b))
 
 
-def mul(a: Bounded, b: Bounded) -> Bounded:
-    value = a.value * b.value
-    bound = a.value.abs() * b.bound + b.value.abs() * a.bound + a.bound * b.bound
-    return settled(value, bound + SLACK * U32 * value.abs() + TINY32, a, b)
+def mul(*factors: Bounded) -> Bounded:
+    """The product of two or more in float32; the order is the kernel's."""
+    value, ends = factors[0].value, factors[0].value.abs() + factors[0].bound
+    for f in factors[1:]:
+        value, ends = value * f.value, ends * (f.value.abs() + f.bound)
+    reach = _reach(factors) if len(factors) > 2 else torch.ones_like(value)  # what comes on the way is no larger
+    loss = SLACK * (len(factors) - 1) * U32 * ends + TINY32 * reach
+    result = settled(value, ends - value.abs() + loss, *factors)
+    unknown = reach > MAX32
+    if len(factors) > 2:
+        certain = result.value.isinf() & (result.bound == 0)
+        unknown = unknown & ~certain
+    infinite, faint = torch.zeros_like(unknown), torch.zeros_like(unknown)
+    least = torch.ones_like(value)
+    for f in factors:
+        infinite = infinite | f.value.isinf()
+        faint = faint | _may_vanish(f)
+        least = least * torch.where(f.value.isfinite(), f.value.abs().clamp(max=1.0), 1.0)
+    faint = faint | ((least > 0) & (least < TINY32))
+    nan = torch.zeros_like(unknown)
+    for f in factors:
+        nan = nan | _certain_nan(f)
+    return _asked(result, unknown | (infinite & faint), nan)
+
+
+def _reach(factors: Sequence[Bounded]) -> Tensor:
+    """The product of the factors of more than 1, infinities left out."""
+    reach = torch.ones_like(factors[0].value)
+    for f in factors:
+        reach = reach * torch.where(f.value.isfinite(), (f.value.abs() + f.bound).clamp(min=1.0), 1.0)
+    return reach
+
+
+def chained(gradient: Bounded, *by: Bounded) -> Bounded:
+    """The chain rule: gradient times derivatives. One that is 0 may be a shut gate, behind which inf and NaN end, or a factor."""
+    result = mul(gradient, *by)
+    shut = torch.zeros_like(result.value, dtype=torch.bool)
+    for f in by:
+        shut = shut | (f.value.abs() <= f.bound) | (f.value.abs() < TINY32)
+    wild = ~gradient.value.isfinite() | (_reach((gradient, *by)) > MAX32)
+    for f in by:
+        wild = wild | ~f.value.isfinite()
+    return Bounded(result.value, result.bound.masked_fill(shut & wild, torch.inf))
 
 
 def total(b: Bounded, dims: Sequence[int]) -> Bounded:
     """Sums in float32, each dimension after the other, so that no chain of additions is longer than their lengths."""
+    dims = tuple(dims)
     if 0 in b.value.shape:
-        return exact(b.value.sum(tuple(dims)))
+        return exact(b.value.sum(dims))
     length = sum(b.value.shape[dim] for dim in dims) + 8
-    bound = (b.bound + SLACK * length * U32 * b.value.abs() + TINY32).expand(b.value.shape)
-    value, bound = b.value.sum(tuple(dims)), bound.sum(tuple(dims))
-    return settled(value, bound, Bounded(value, bound))
+    error = (b.bound + SLACK * length * U32 * b.value.abs() + TINY32).expand(b.value.shape)
+    value, bound = b.value.sum(dims), error.sum(dims)
+    result = settled(value, bound, Bounded(value, b.bound.expand(b.value.shape).sum(dims)))
+    terms, beside = _finite(b.value), b.value.isinf().sum(dims) > 0
+    unknown = _order_decides(terms.sum(dims), _finite(error).sum(dims), terms.abs().sum(dims), beside)
+    return _asked(result, unknown | result.bound.isinf(), _certain_nan(b).sum(dims) > 0)
 
 
 def _elementwise(rule: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], p: Bounded) -> Bounded:

@@ -13,7 +13,8 @@ formula at p, operation by operation, with u = 2⁻²⁴:
     floor               how far floor(a ± e_a) is from it       a constant  u·|c|
 
 Multiply-adds that a compiler fuses round less. Where the float32 formula itself leaves the range of numbers, and the true value
-does not, no bound is given: declaring such a function is refused, unless the user insists.
+does not, no bound is given: declaring such a function is refused, unless the user insists. Nor is one where torch's float64
+gives NaN at an infinity, nor for a derivative at NaN: kernels take limits, and which branch NaN takes is nobody's promise.
 """
 
 from __future__ import annotations
@@ -66,10 +67,14 @@ def _results(function: Function, inputs: Sequence[Bounded]) -> list[Bounded]:
                 both = (near == middle) | (near.isnan() & middle.isnan())
                 spread[index] = torch.maximum(spread[index], torch.where(both, 0.0, (near - middle).abs()))
     lost = roundings(function, at, here)
-    return [
+    # Torch's own float64 has inf·0 where kernels have the limit, and derivatives of a branch at NaN are either branch's.
+    nan = torch.stack([t.isnan() for t in at]).any(0)
+    unknown = [v.isnan() & ~nan if i == 0 else v.isnan() | nan for i, v in enumerate(here)]
+    found = [
         settled(v, SLACK * (s + r + d) + 4 * TINY32 * (1 + sum(t.abs().nan_to_num(posinf=0.0) for t in at)), *inputs)
         for v, s, r, d in zip(here, spread, lost, doubt, strict=True)
     ]
+    return [Bounded(f.value, f.bound.masked_fill(u, torch.inf)) for f, u in zip(found, unknown, strict=True)]
 
 
 def _evaluated(function: Function, at: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -150,6 +155,7 @@ def _step(op: str, args: list[Tensor], e: list[Tensor]) -> tuple[Tensor, Tensor]
     if op == "div":
         v = a / b
         loss = (ea + v.abs() * eb) / (b.abs() - eb) + 3 * U32 * v.abs() + TINY32
+        loss = torch.where((b.abs() + eb > 2.0**126) & (a != 0), torch.inf, loss)  # GPUs give 0 there: 1/b would underflow
         return v, torch.where(eb >= b.abs(), torch.where(ea + eb == 0, 0.0, torch.inf), torch.where(b.isinf(), TINY32, loss))
     if op in ("neg", "abs"):
         return (-a if op == "neg" else a.abs()), ea

@@ -174,9 +174,9 @@ def backward(
         if layer == 0:
             found["x"] = dh
         elif spec.gated:
-            unrounded = [bounded.mul(dh, by) for by in _gate_partials(spec, *saved[0])]
+            unrounded = [bounded.chained(dh, *by) for by in _gate_partials(spec, *saved[0])]
         else:
-            unrounded = [bounded.mul(dh, _slope(spec.activation, saved[layer - 1][0]))]
+            unrounded = [bounded.chained(dh, _slope(spec.activation, saved[layer - 1][0]))]
     tensors = {"x": x, **net.params, **net.operands}
     order = ["x", *spec.parameter_shapes(), *spec.operands()]
     return {name: _as_gradient(found[name], tensors[name], net.dtype) for name in order}
@@ -189,16 +189,16 @@ def _epilogue_backward(net: _Network, tile: Bounded, gradient: Bounded, found: d
         if isinstance(entry, Function):
             by_tile, *by_operands = custom.partials(entry, net.inputs_of(entry, before))
             for (name, kind), by in zip(entry.operands.items(), by_operands, strict=True):
-                found[name] = _summed(bounded.mul(gradient, by), kind)
-            gradient = bounded.mul(gradient, by_tile)
+                found[name] = _summed(bounded.chained(gradient, by), kind)
+            gradient = bounded.chained(gradient, by_tile)
         elif entry == RESIDUAL:
             found[RESIDUAL] = gradient
         elif entry in (LAYER_SCALE, SCALE):
             name = str(entry)
-            found[name] = _summed(bounded.mul(gradient, before), net.spec.operands()[name])
-            gradient = bounded.mul(gradient, net.operand(name))
+            found[name] = _summed(bounded.chained(gradient, before), net.spec.operands()[name])
+            gradient = bounded.chained(gradient, net.operand(name))
         else:
-            gradient = bounded.mul(gradient, _slope(entry, before))
+            gradient = bounded.chained(gradient, _slope(entry, before))
     return gradient
 
 
@@ -207,7 +207,9 @@ def _summed(b: Bounded, kind: str) -> Bounded:
     if kind == "tile":
         return b
     total = bounded.total(b, {"column": [0], "row": [1], "scalar": [0, 1]}[kind])
-    return Bounded(total.value.unsqueeze(1), total.bound.unsqueeze(1)) if kind == "row" else total
+    if kind != "row":
+        return total
+    return Bounded(total.value.unsqueeze(1), total.bound.expand(total.value.shape).unsqueeze(1))
 
 
 def _activation(declared: object, p: Bounded) -> Bounded:
@@ -218,12 +220,12 @@ def _slope(declared: object, p: Bounded) -> Bounded:
     return custom.partials(declared, [p])[0] if isinstance(declared, Function) else bounded.slope(str(declared), p)
 
 
-def _gate_partials(spec: MLPSpec, gate: Bounded, up: Bounded) -> list[Bounded]:
-    """The derivatives of the hidden value by gate and by up."""
+def _gate_partials(spec: MLPSpec, gate: Bounded, up: Bounded) -> list[list[Bounded]]:
+    """The factors of the derivatives of the hidden value by gate and by up."""
     act = spec.activation
     if isinstance(act, Function) and len(act.inputs) == 2:
-        return custom.partials(act, [gate, up])
-    return [bounded.mul(up, _slope(act, gate)), _activation(act, gate)]
+        return [[by] for by in custom.partials(act, [gate, up])]
+    return [[up, _slope(act, gate)], [_activation(act, gate)]]
 
 
 def _as_gradient(found: Bounded, tensor: Tensor, dtype: torch.dtype) -> Bounded:

@@ -11,6 +11,7 @@ from torch import nn
 
 import mlpdsl
 from mlpdsl import MLPSpec, ShapeError, UnsupportedError
+from tests.support import check_call, make_call
 
 
 def spec(**changes: object) -> MLPSpec:
@@ -132,3 +133,10 @@ def test_small_things() -> None:
             mlpdsl.warmup(spec(), m=bad)
     mlpdsl.warmup(spec(), m=2)
     assert mlpdsl.MLP(spec(), device="meta", backend="eager")(torch.randn(2, 8, device="meta")).shape == (2, 8)
+
+
+def test_a_row_operand_of_no_rows() -> None:
+    """The gradient of a row operand where there are no rows: the oracle once had no bound of its shape."""
+    keep = mlpdsl.epilogue(lambda y, keep: y * keep, keep="row")
+    for lead in ((0,), (2, 0), (0, 3)):
+        check_call(make_call(spec(epilogue=(keep,)), lead, 0))

@@ -9,6 +9,7 @@ from tests import support
 if not support.INTERPRETING:
     pytest.skip(support.NO_INTERPRETER, allow_module_level=True)
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -24,17 +25,59 @@ from mlpdsl.names import ACTIVATIONS
 from mlpdsl.testing import bounded, oracle
 
 MAGNITUDES = [0.0, 1e-45, 1e-40, 1.2e-38, 1e-30, 1e-20, 1e-7, 1e-4, 0.01, 0.1, 0.5, 0.707107, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-MAGNITUDES += [8.0, 9.0, 10.0, 12.0, 16.0, 17.0, 20.0, 21.0, 30.0, 40.0, 60.0, 80.0, 87.0, 88.0, 89.0, 100.0, 104.0]
-MAGNITUDES += [1e3, 1e10, 1e30, torch.inf]
+MAGNITUDES += [8.0, 9.0, 10.0, 12.0, 16.0, 17.0, 20.0, 21.0, 30.0, 40.0, 60.0, 80.0, 1e3, 1e10, 1e30, 3.4028234663852886e38]
+NEAR = [3.0, 6.0, 10.0, 0.707107, 1e-7]
+"""Kinks, the ends of what is clamped, the centre of laplace."""
+POINTS = 4096
 
 
+def beside(values: Tensor) -> Tensor:
+    """Each value with its neighbours, a float32 on either side."""
+    return torch.cat([torch.nextafter(values, torch.zeros(1)), values, torch.nextafter(values, torch.full((1,), 1e38))])
+
+
+def turning(f: Callable[[Tensor], Tensor]) -> Tensor:
+    """Where f, on [-8, 8], changes its sign, by bisection."""
+    grid = torch.linspace(-8.0003, 8.0, 4001, dtype=torch.float64)
+    signs = f(grid).sign()
+    here = ((signs[1:] * signs[:-1]) < 0).nonzero()[:, 0]
+    low, high = grid[here], grid[here + 1]
+    for _ in range(50):
+        middle = (low + high) / 2
+        same = f(middle).sign() == f(low).sign()
+        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+    return high.float()
+
+
+@functools.cache
+def minima() -> Tensor:
+    """Where an activation or its derivative is least or greatest."""
+    found = [turning(g) for f in bounded.FUNCTIONS.values() for g in (f.derivative, f.curvature)]
+    return torch.cat(found).abs().unique()
+
+
+@functools.cache
 def points() -> Tensor:
-    """±, the neighbours of every kink, and steps of about 1% in between; then NaN."""
-    special = torch.tensor(MAGNITUDES)
-    kinks = torch.tensor([3.0, 6.0, 10.0, 0.707107])
-    near = torch.cat([torch.nextafter(kinks, torch.zeros(4)), torch.nextafter(kinks, torch.full((4,), 100.0))])
-    positive = torch.cat([special, near, torch.logspace(-9, 2.3, 400)])
-    return torch.cat([positive, -positive, torch.tensor([torch.nan])])
+    """4,096: ±0, subnormals, kinks and minima with their neighbours, the range in which exp overflows, ±max, ±inf and NaN; the rest
+    steps of 1% from 1e-9 to 200 and of 5% beyond both."""
+    special = torch.tensor([*MAGNITUDES, torch.inf])
+    positive = [special, beside(torch.tensor(NEAR)), beside(minima()), torch.linspace(86.0, 106.0, 161)]
+    positive += [torch.logspace(-45, -9, 120), torch.logspace(2.3, 38.5, 120)]
+    count = (POINTS - 2) // 2 - sum(map(len, positive))
+    steps = torch.logspace(-9, 2.3, count - 400)
+    positive += [steps, torch.linspace(0.4, 3.6, 400)]
+    half = torch.cat(positive)
+    return torch.cat([half, -half, torch.tensor([torch.nan, -torch.nan])])
+
+
+def test_there_are_4096_points() -> None:
+    x = points()
+    assert len(x) == POINTS and int(x.isnan().sum()) == 2 and int(x.isinf().sum()) == 2
+    assert {float(v) for v in x[x.abs() > 3.4e38]} == {float(s * v) for s in (1, -1) for v in (3.4028234663852886e38, torch.inf)}
+    assert int(((x != 0) & (x.abs() < 2.0**-126)).sum()) > 30 and int((x == 0).sum()) == 2
+    for name, f in bounded.FUNCTIONS.items():  # the least value of each, to the accuracy of float32's neighbours
+        grid = torch.linspace(-8.0, 8.0, 400_001, dtype=torch.float64)
+        assert float(f.value(x[x.abs() <= 8.0].double()).min()) <= float(f.value(grid).min()) + 1e-12, name
 
 
 def run(spec: MLPSpec, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +130,7 @@ def test_sixteen_bits(name: str, dtype: str) -> None:
     oracle.check(grad, bounded.rounded(bounded.slope(name, bounded.exact(x)), x.dtype), f"{name}'(x)")
 
 
-def refused(name: str, replace: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, path: Path) -> bool:
+def refused(name: str, replace: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, path: Path, every: int = 1) -> bool:
     """Whether the comparison refuses the kernels of an activation once `replace` has changed their device functions."""
     spec = MLPSpec(dims=(1, 1, 1), activation=name)
     text = source.generate(spec).text
@@ -96,7 +139,7 @@ def refused(name: str, replace: Callable[[str], str], monkeypatch: pytest.Monkey
     assert changed != text
     own = runner(spec.to_json(), ONE.device)
     module = loader.load(path / "kernel.py", changed, digest(changed))
-    x = points()
+    x = points()[::every]
     with monkeypatch.context() as patch:
         patch.setattr(ops, "runner", lambda spec_json, device: Runner(own.plan, module, own.pick))
         try:
@@ -113,7 +156,9 @@ def test_wrong_constants_are_refused(name: str, monkeypatch: pytest.MonkeyPatch,
     code = text[text.index("def activate(") : text.index("def hidden_masked(")].split('"""')  # not those in docstrings
     constants = {c for part in code[::2] for c in re.findall(r"\d+\.\d+(?:e-?\d+)?", part) if len(c.strip("0.")) > 1}
     assert constants
-    missed = [c for c in constants if not refused(name, lambda t, c=c: t.replace(c, repr(float(c) * 1.01)), monkeypatch, tmp_path)]
+    missed = [
+        c for c in constants if not refused(name, lambda t, c=c: t.replace(c, repr(float(c) * 1.01)), monkeypatch, tmp_path, 8)
+    ]
     assert not missed, f"changes of these constants of {name} went unnoticed: {missed}"
 
 

@@ -79,6 +79,19 @@ def check_sound(function: Function, at: Sequence[Tensor], inputs: Sequence[Bound
         assert not out.any(), f"{function} {index}: {int(out.sum())} of {COUNT} are out; the first, at {found}"
 
 
+def check_extremes(function: Function) -> None:
+    """At ±inf, NaN, the largest and the smallest numbers. Where torch's float64 has no limit, nothing is asked; of NaN comes what
+    float64 says."""
+    ends = [torch.inf, -torch.inf, torch.nan, 3.4e38, -3.4e38, 1e30, -1e30, 1e-42]
+    first = torch.tensor(ends).repeat(COUNT // len(ends))
+    at = [first, *(torch.full((COUNT,), 0.7) for _ in function.inputs[1:])]
+    for index, (got, wanted) in enumerate(zip(in_float32(function, at), expected(function, [exact(t) for t in at]), strict=True)):
+        same = (got == wanted.value) | (got.isnan() & wanted.value.isnan())
+        within = ((got - wanted.value).abs() <= wanted.bound) & wanted.value.isfinite()
+        assert bool((same | within | wanted.bound.isinf()).all()), f"{function} {index}"
+        assert index > 0 or not wanted.bound[first.isnan()].isinf().any()
+
+
 EVERY = [*ACTIVATIONS, *GATED, *EPILOGUES]
 
 
@@ -87,6 +100,7 @@ def test_float32_is_within(name: str) -> None:
     function = declared(name)
     at = with_kinks(points(len(function.inputs)))
     check_sound(function, at, [exact(t) for t in at])
+    check_extremes(function)
 
 
 @pytest.mark.parametrize("name", EVERY)
