@@ -1,8 +1,8 @@
-"""The command line: `mlpdsl show`, `explain`, `cache` and `doctor`. Needs the extra `cli` (click, rich), and no GPU.
+"""The command line: `mlpdsl show`, `explain`, `cache`, `doctor` and `fuzz`. Needs the extra `cli` (click, rich), and no GPU.
 
 Exit status 0; 1 where what was looked at is not well: a kernel that does not fit its target, a damaged entry of the cache, one
-that was not removed, a problem that `doctor` found; 2 for a mistake in what was asked, or an answer that cannot be given, said in
-one message on stderr.
+that was not removed, a problem that `doctor` found, a failure that `fuzz` found; 2 for a mistake in what was asked, or an
+answer that cannot be given, said in one message on stderr; 3 where `fuzz` could run no kernel; 130 after Ctrl-C.
 Nothing heavy is imported before a command runs, so `--help` answers at once.
 """
 
@@ -17,9 +17,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from mlpdsl import cli_cache
+from mlpdsl import cli_cache, cli_fuzz
 from mlpdsl.errors import MLPError, SpecError, describe, shorten
 from mlpdsl.json_text import MAX_JSON
 from mlpdsl.names import did_you_mean, listed
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from mlpdsl.resources import Resources
 
-__all__ = ["doctor", "explain", "function_source", "main", "read_spec", "show", "table"]
+__all__ = ["doctor", "explain", "function_source", "import_module", "main", "read_spec", "show", "table"]
 
 STAGES = ("source", "formulas", "ptx", "resources")
 
@@ -69,14 +70,19 @@ def _from_file(path: Path) -> MLPSpec:
         raise SpecError(f"in the file {path}: {error}") from error
 
 
-def _from_module(text: str, module: str, attribute: str) -> MLPSpec:
+def import_module(name: str) -> ModuleType:
+    """A module that SPEC names, from the folder that one is in or from sys.path. Raises `SpecError` saying why it cannot be."""
     # A console script's path begins with the folder of the script; people mean the one they are in.
     sys.path.insert(0, os.getcwd())
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what the module prints is not part of the answer
-            value: object = importlib.import_module(module)
+            return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise SpecError(_import_failure(module, error)) from error
+        raise SpecError(_import_failure(name, error)) from error
+
+
+def _from_module(text: str, module: str, attribute: str) -> MLPSpec:
+    value: object = import_module(module)
     reached = module
     for name in attribute.split("."):
         try:
@@ -289,6 +295,7 @@ def _commands() -> click.Group:
         about = f"{inspect.getdoc(function)}\n\n{_SPEC_HELP}"
         group.add_command(click.Command(function.__name__, callback=function, params=options, help=about))
     group.add_command(cli_cache.commands())
+    group.add_command(cli_fuzz.command())
     return group
 
 
@@ -312,7 +319,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in _NEEDED:
             raise
-        return _mistake(f"this command needs {error.name}, which is not installed: pip install {error.name}")
+        return _mistake(f"this command needs {error.name}, which is not installed: pip install {_NEEDED[error.name]}")
     except BrokenPipeError:
         # Whoever read has had enough (`| head`). What Python would still flush at exit must go somewhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -322,7 +329,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return _mistake(f"the output could not be written: {error.strerror or error}")
 
 
-_NEEDED = ("jinja2", "torch", "triton")
+_NEEDED = {name: name for name in ("jinja2", "torch", "triton")} | {"hypothesis": "'mlpdsl[test]'", "rich": "'mlpdsl[cli]'"}
+"""What a command may need that is not there, and what to install for it."""
 
 
 def _mistake(message: str) -> int:

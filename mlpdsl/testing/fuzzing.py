@@ -1,58 +1,52 @@
 """`check` and `fuzz`: drawn calls of a spec, forward and backward through the generated kernels, held against the oracle.
 
-On a GPU where there is one, else in Triton's interpreter where TRITON_INTERPRET=1, else skipped with the reason. A failure's
-message ends with a Python script that makes exactly the call that failed, after Hypothesis has shrunk it.
+On a GPU where there is one, else in Triton's interpreter: in this process where TRITON_INTERPRET=1, else in a child of it. What was
+interpreted is also compiled, and not run, because an interpreter takes what a compiler refuses. A failure's message ends with a
+Python script that makes exactly the call that failed, after Hypothesis has shrunk it.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import platform
 import time
 import unittest
-from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import hypothesis
-import torch
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis.errors import HypothesisException
 from hypothesis.strategies import SearchStrategy
 
-from mlpdsl.backends import BACKENDS, interpreting
-from mlpdsl.compiled import compile as compile_spec
-from mlpdsl.errors import SpecError, UnsupportedError, describe
+from mlpdsl.errors import SpecError, describe
 from mlpdsl.spec import MLPSpec
 from mlpdsl.testing import strategies
 from mlpdsl.testing.calls import Call, check_call
-from mlpdsl.version import __version__
+from mlpdsl.testing.child import shared
+from mlpdsl.testing.compiling import compile_target
+from mlpdsl.testing.places import place, skip_reason
+from mlpdsl.testing.search import FuzzError, TimeUp, compile_failure, in_child, one_thread, script, search
+from mlpdsl.testing.strategies import Recipe
 
-__all__ = ["WIDTHS", "FuzzError", "check", "fuzz", "script", "skip_reason", "spec_of"]
+__all__ = ["COMPILE", "WIDTHS", "FuzzError", "check", "fuzz", "script", "skip_reason", "spec_of", "specs_in"]
 
 WIDTHS = ("auto", "own", "narrow")
 """The widths that are run: the spec's own; narrow ones in their place (`strategies.narrowed`); or, by "auto", narrow ones where the
 kernels are interpreted, because an interpreter takes seconds for a width of thousands."""
 
-
-class FuzzError(AssertionError):
-    """A drawn call failed. The message says how, and ends with a script that makes the call again."""
-
-    def __init__(self, message: str, call: Call) -> None:
-        super().__init__(message)
-        self.call = call
-        """The call that failed."""
-        self.script = script(call)
-        """Python source that makes it again, and raises again."""
-
-
-class _TimeUp(unittest.SkipTest):
-    """Hypothesis lets a skip through at once, and so the search ends."""
+COMPILE = ("auto", "off")
+"""Whether kernels are compiled, and not run: by "auto" where they are interpreted; never."""
 
 
 def check(
-    spec: object, examples: int | None = None, seed: int | None = None, seconds: float | None = None, *, widths: str = "auto"
+    spec: object,
+    examples: int | None = None,
+    seed: int | None = None,
+    seconds: float | None = None,
+    *,
+    widths: str = "auto",
+    compile: str = "auto",
 ) -> None:
     """Draw calls of `spec` and hold each, forward and backward through the triton backend, against the oracle.
 
@@ -60,14 +54,24 @@ def check(
     `examples` is how many calls, as many as the Hypothesis profile says where None; with `seconds` the search ends after that time,
     and at least one call is made. With `seed`, whatever the profile, equal seeds draw equal calls. `widths` is one of `WIDTHS`.
 
-    Raises `FuzzError` where a call fails, `unittest.SkipTest`, which every test runner knows, where no kernel can run here,
-    `SpecError` for what is not a spec.
+    Where there is no GPU the kernels are interpreted, and with `compile="auto"` those of a spec (of a strategy none) are compiled
+    as well, at the spec's own widths: for MLPDSL_TARGET where it is set, else sm_90. Each happens in a process of its own where
+    this one cannot do it.
+
+    Raises `FuzzError` where a call fails, or where a kernel does not compile or fit; `unittest.SkipTest`, which every test runner
+    knows, where no kernel can run here; `SpecError` for what is not a spec.
     """
-    _search(spec, check_call, examples, seed, seconds, widths)
+    _held(spec, None, examples, seed, seconds, widths, compile)
 
 
 def fuzz(
-    spec: object, examples: int | None = None, seconds: float | None = None, *, seed: int | None = None, widths: str = "auto"
+    spec: object,
+    examples: int | None = None,
+    seconds: float | None = None,
+    *,
+    seed: int | None = None,
+    widths: str = "auto",
+    compile: str = "auto",
 ) -> Callable[..., Any]:
     """A test of `spec`: a test function as it stands, and a decorator for one that has more to say about each call.
 
@@ -79,7 +83,8 @@ def fuzz(
 
     The decorated function has a parameter `call`, a `mlpdsl.testing.calls.Call` that has passed `check_call`; its other parameters
     are the runner's (pytest's fixtures, `self`), one of each for all calls. Arguments and errors as for `check`, raised when the
-    test runs; `TypeError` at once where a decorated function has no parameter `call`.
+    test runs; `TypeError` at once where a decorated function has no parameter `call`. Such a function runs kernels in its own
+    process: without a GPU or TRITON_INTERPRET=1 the calls are checked, and then the test is skipped, saying that it was not called.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
@@ -90,11 +95,14 @@ def fuzz(
 
         @functools.wraps(function)
         def test(*args: Any, **kwargs: Any) -> None:
-            def both(call: Call) -> None:
-                check_call(call)
+            def more(call: Call) -> None:
                 function(*args, call=call, **kwargs)
 
-            _search(spec, both, examples, seed, seconds, widths)
+            _held(spec, more, examples, seed, seconds, widths, compile)
+            if place() == "child":
+                step = "set TRITON_INTERPRET=1 before triton is imported, or use a machine with a GPU"
+                shown = getattr(function, "__qualname__", "the test")
+                raise unittest.SkipTest(f"the calls passed, but {shown} was not called: no kernel runs in this process; {step}")
 
         others = [parameter for name, parameter in signature.parameters.items() if name != "call"]
         test.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
@@ -103,7 +111,7 @@ def fuzz(
     def test(function: Callable[..., Any] | None = None) -> Callable[..., None] | None:
         if function is not None:
             return decorate(function)
-        check(spec, examples, seed, seconds, widths=widths)
+        check(spec, examples, seed, seconds, widths=widths, compile=compile)
         return None
 
     return test
@@ -118,129 +126,98 @@ def spec_of(value: object) -> MLPSpec | None:
     return found if isinstance(found, MLPSpec) else None
 
 
-def skip_reason(spec: MLPSpec | None = None) -> str:
-    """Why the kernels (of `spec`, or of any) cannot run in this process; empty where they can."""
-    device = _device()
-    reasons = BACKENDS["triton"].runs_on(device)
-    if device == "cpu" and not interpreting():
-        return "mlpdsl's kernels need a CUDA GPU, or TRITON_INTERPRET=1 set before triton is imported"
-    if spec is not None and not reasons:
-        try:
-            compile_spec(spec, backend="triton").backend_for(device)
-        except UnsupportedError as error:
-            reasons = list(error.reasons)
-    return "; ".join(reasons)
+def specs_in(module: ModuleType) -> dict[str, MLPSpec]:
+    """By name, in the order in which the module names them, the specs at its top level, as `spec_of` sees them."""
+    found = {name: spec_of(value) for name, value in vars(module).items() if not name.startswith("__")}
+    return {name: spec for name, spec in found.items() if spec is not None}
 
 
-def script(call: Call) -> str:
-    """A Python script that makes `call` again and holds it against the oracle. Only for calls that `make_call` made."""
-    lead, seed = call.recipe["lead"], call.recipe["seed"]
-    words = [f"{name}={value!r}" for name, value in call.recipe.items() if name not in ("lead", "seed")]
-    interpreted = interpreting()
-    found = f"mlpdsl {__version__}, torch {torch.__version__}, triton {_version('triton')}, Python {platform.python_version()}"
-    where = "Triton's interpreter" if interpreted else torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU"
-    lines = [f"# Found with {found}, in {where}." if interpreted else f"# Found with {found}, on {where}."]
-    if interpreted:
-        lines += ["import os", "", 'os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported', ""]
-    lines += [
-        "from mlpdsl import MLPSpec",
-        "from mlpdsl.testing.calls import check_call, make_call",
-        "",
-        f"spec = MLPSpec.from_json({call.spec.to_json()!r})",
-        f"call = make_call({', '.join(['spec', repr(lead), repr(seed), *words])})",
-        "print(check_call(call))  # raises AssertionError where the kernels are wrong",
-    ]
-    return "\n".join(lines) + "\n"
+def drawn_from(spec: object, narrow: bool) -> tuple[SearchStrategy[MLPSpec], str]:
+    """What to draw specs from, and a name for it that is the same in every process. Raises `SpecError` for what is not a spec."""
+    if isinstance(spec, SearchStrategy):
+        return (spec.flatmap(strategies.narrowed) if narrow else spec), repr(spec)
+    found = spec_of(spec)
+    if found is None:
+        step = "Pass an MLPSpec, an mlpdsl.MLP, or what mlpdsl.compile returned."
+        raise SpecError(describe("mlpdsl.testing, spec", spec, "an MLPSpec, or something with one as .spec", step))
+    return (strategies.narrowed(found) if narrow else hypothesis.strategies.just(found)), found.to_json()
 
 
-def _search(
+def _held(
     spec: object,
-    body: Callable[[Call], object],
+    more: Callable[[Call], object] | None,
     examples: int | None,
     seed: int | None,
     seconds: float | None,
     widths: str,
+    compile: str,
 ) -> None:
-    """Run `body` on drawn calls until one fails or there have been enough."""
-    if widths not in WIDTHS:
-        raise ValueError(f"widths: got {widths!r}; allowed: {', '.join(WIDTHS)}")
-    drawn, name = _spec_strategy(spec, widths)
-    failed: list[Call] = []
-    began, count = time.monotonic(), 0
+    """Hold calls of `spec` against the oracle, and each that has passed, made in this process, against `more`."""
+    for what, word, allowed in (("widths", widths, WIDTHS), ("compile", compile, COMPILE)):
+        if word not in allowed:
+            raise ValueError(f"{what}: got {word!r}; allowed: {', '.join(allowed)}")
+    at = place()
+    drawn, name = drawn_from(spec, widths == "narrow" or (widths == "auto" and at != "gpu"))
+    found = spec_of(spec)
+    device = "cuda" if at == "gpu" else "cpu"
+    began, count, failed = time.monotonic(), 0, False
 
-    def call_passes(call: Call) -> None:
-        nonlocal count
+    def body(recipe: Recipe) -> None:
+        nonlocal count, failed
         if seconds is not None and count and not failed and time.monotonic() - began > seconds:
-            raise _TimeUp("the time is up")
+            raise TimeUp("the time is up")
         count += 1
-        if isinstance(spec, SearchStrategy):
-            hypothesis.assume(not skip_reason(call.spec))
+        if found is None:
+            hypothesis.assume(not skip_reason(recipe.spec))
         try:
-            body(call)
-        except (HypothesisException, unittest.SkipTest):  # assume() and the like, and a test that skips itself
+            if at == "child":
+                in_child(shared(interpret=True), recipe)
+            else:
+                call = recipe.make()
+                check_call(call)
+                if more is not None:
+                    more(call)
+        except unittest.SkipTest:
             raise
         except Exception:
-            failed.append(call)
+            failed = True
             raise
 
-    # Hypothesis tells tests apart by their source, and this is one source for all specs.
-    call_passes.__dict__["_hypothesis_internal_add_digest"] = name.encode()
-    chosen: dict[str, Any] = {"deadline": None, "print_blob": False, "report_multiple_bugs": False}
-    if examples is not None:
-        chosen["max_examples"] = examples
-    if seed is not None:
-        chosen["database"] = None
-    phases = (Phase.reuse, Phase.generate, Phase.target, Phase.shrink)
-    test = given(call=strategies.calls(drawn, device=_device()))(call_passes)
-    test = settings(phases=phases, suppress_health_check=list(HealthCheck), **chosen)(test)
-    if seed is not None:
-        test = hypothesis.seed(seed)(test)
-    threads = torch.get_num_threads()
-    if _device() == "cpu":
-        torch.set_num_threads(1)  # on matrices this small, threads cost ten times what they save
-    try:
-        test()
-    except _TimeUp:
+    chosen: dict[str, Any] = {} if seed is None else {"seed": seed, "database": None}
+    where = "Triton's interpreter" if at == "child" else None
+    with _compiling(found if compile == "auto" and at != "gpu" else None):
+        reason = skip_reason(found)
+        if reason:
+            raise unittest.SkipTest(reason)
+        with one_thread(device):
+            try:
+                search(body, drawn, name, device=device, examples=examples, where=where, **chosen)
+            except TimeUp:
+                return
+
+
+@contextmanager
+def _compiling(spec: MLPSpec | None) -> Iterator[None]:
+    """Compile the kernels of a spec, of None nothing, in a child, while the body runs. Raises `FuzzError` after the body.
+
+    Where the body raises, that is what is told; but a spec that it skips is compiled all the same.
+    """
+    if spec is None or skip_reason():
+        yield
         return
-    except unittest.SkipTest:
-        raise
-    except Exception as error:
-        if not failed:  # Hypothesis's own: nothing of ours ran
-            raise
-        raise FuzzError(_message(error, failed[-1]), failed[-1]) from error
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _spec_strategy(spec: object, widths: str) -> tuple[SearchStrategy[MLPSpec], str]:
-    """What to draw specs from, and a name for it that is the same in every process. Raises `SkipTest` where nothing can run."""
-    narrow = widths == "narrow" or (widths == "auto" and interpreting())
-    found = None if isinstance(spec, SearchStrategy) else spec_of(spec)
-    if found is None and not isinstance(spec, SearchStrategy):
-        step = "Pass an MLPSpec, an mlpdsl.MLP, or what mlpdsl.compile returned."
-        raise SpecError(describe("mlpdsl.testing, spec", spec, "an MLPSpec, or something with one as .spec", step))
-    reason = skip_reason(found)
-    if reason:
-        raise unittest.SkipTest(reason)
-    if found is None:
-        of: SearchStrategy[MLPSpec] = spec  # type: ignore[assignment]
-        return (of.flatmap(strategies.narrowed) if narrow else of), repr(spec)
-    return (strategies.narrowed(found) if narrow else hypothesis.strategies.just(found)), found.to_json()
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() and not interpreting() else "cpu"
-
-
-def _message(error: Exception, call: Call) -> str:
-    """What was raised and what Hypothesis noted; last the script, so that it is what a terminal ends with."""
-    notes: Sequence[str] = getattr(error, "__notes__", ())
-    lines = [f"{type(error).__name__}: {error}", *notes, "", "This script makes the call again:", "", script(call)]
-    return "\n".join(lines).rstrip("\n")
-
-
-def _version(package: str) -> str:
+    child, target = shared(interpret=False), compile_target().name
+    child.send("compile", spec=spec.to_json(), target=target)
+    skipped: unittest.SkipTest | None = None
     try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+        yield
+    except unittest.SkipTest as skip:
+        skipped = skip
+    except BaseException:
+        child.abandon()
+        raise
+    try:
+        child.receive()
+    except Exception as error:
+        raise compile_failure(error, spec, target) from error
+    if skipped is not None:
+        raise unittest.SkipTest(f"{skipped}; compiled for {target} without running")

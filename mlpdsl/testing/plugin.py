@@ -40,6 +40,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help=f"calls drawn for each spec (default: {EXAMPLES}, or what --hypothesis-profile says)",
     )
+    group.addoption(
+        "--mlpdsl-compile",
+        choices=("auto", "off"),
+        default="auto",
+        help="whether the kernels of each spec are compiled too, without running: where they are interpreted (auto), or never",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)  # Hypothesis loads --hypothesis-profile in the same hook
@@ -70,10 +76,11 @@ def _register_profiles() -> None:
 
 @pytest.fixture
 def mlpdsl_check(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """`mlpdsl.testing.check`, with as many examples as --mlpdsl-examples says unless a call says otherwise."""
+    """`mlpdsl.testing.check`, with --mlpdsl-examples and --mlpdsl-compile unless a call says otherwise."""
     from mlpdsl.testing.fuzzing import check
 
     def checked(spec: object, examples: int | None = None, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("compile", request.config.getoption("mlpdsl_compile"))
         check(spec, _examples(request.config) if examples is None else examples, *args, **kwargs)
 
     return checked
@@ -91,11 +98,10 @@ class SpecModule(pytest.Collector):
     def collect(self) -> Iterator[SpecItem]:
         """One item a spec, in the order in which the module names them. Raises `pytest.UsageError` where there is none."""
         module = self._imported()
-        from mlpdsl.testing.fuzzing import spec_of
+        from mlpdsl.testing.fuzzing import specs_in
 
         self.path = Path(module.__file__ or self.path)
-        found = {name: spec_of(value) for name, value in vars(module).items() if not name.startswith("__")}
-        specs = {name: spec for name, spec in found.items() if spec is not None}
+        specs = specs_in(module)
         if not specs:
             raise pytest.UsageError(f"--mlpdsl-specs={self.name}: no MLPSpec, mlpdsl.MLP or compiled MLP at the module's top level")
         for name, spec in specs.items():
@@ -127,7 +133,7 @@ class SpecItem(pytest.Item):
         from mlpdsl.testing.fuzzing import check
 
         try:
-            check(self.spec, _examples(self.config))
+            check(self.spec, _examples(self.config), compile=self.config.getoption("mlpdsl_compile"))
         except SkipTest as skip:
             pytest.skip(str(skip))
 

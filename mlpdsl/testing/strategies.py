@@ -11,7 +11,7 @@ to a plain call: few rows, dense tensors, calm values.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hypothesis import strategies as st
@@ -22,10 +22,11 @@ from mlpdsl.function import Function
 from mlpdsl.names import ACTIVATIONS, DTYPES, EPILOGUE_OPERANDS
 from mlpdsl.spec import MLPSpec
 from mlpdsl.testing import register_strategies
-from mlpdsl.testing.calls import LAYOUTS, PAIRS, PATTERNS, VALUES, WEIGHT_LAYOUTS, Call, make_call
+from mlpdsl.testing.calls import GPU_PATTERNS, LAYOUTS, PAIRS, PATTERNS, VALUES, WEIGHT_LAYOUTS, Call, make_call
 
 __all__ = [
-    "SEEDS", "calls", "epilogues", "layouts", "leads", "narrowed", "patterns", "requires_grad", "shapes", "specs", "values",
+    "SEEDS", "Recipe", "calls", "epilogues", "layouts", "leads", "narrowed", "patterns", "recipes", "requires_grad", "shapes",
+    "specs", "values",
 ]  # fmt: skip
 
 SEEDS: SearchStrategy[int] = st.integers(0, 2**31 - 1)
@@ -67,9 +68,9 @@ def values() -> SearchStrategy[str]:
     return st.sampled_from(VALUES)
 
 
-def patterns() -> SearchStrategy[str]:
-    """A name in `mlpdsl.testing.calls.PATTERNS`."""
-    return st.sampled_from(PATTERNS)
+def patterns(device: str = "cpu") -> SearchStrategy[str]:
+    """A name in `mlpdsl.testing.calls.PATTERNS`, or on a GPU in `GPU_PATTERNS` as well."""
+    return st.sampled_from((*PATTERNS, *(GPU_PATTERNS if device.startswith("cuda") else ())))
 
 
 def requires_grad(spec: MLPSpec) -> SearchStrategy[tuple[str, ...] | None]:
@@ -94,19 +95,46 @@ def layouts(spec: MLPSpec) -> SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(drawn)
 
 
+@dataclass(frozen=True, repr=False)
+class Recipe:
+    """A call before it is made: no tensor, and prints as the call that it makes."""
+
+    spec: MLPSpec
+    recipe: dict[str, Any]
+    """Arguments of `make_call`; those that have their defaults are left out."""
+
+    def make(self) -> Call:
+        return make_call(self.spec, **self.recipe)
+
+    def __repr__(self) -> str:
+        words = (f"{name}={value!r}" for name, value in self.recipe.items() if name not in ("lead", "seed"))
+        return f"make_call({', '.join([repr(self.spec), repr(self.recipe['lead']), repr(self.recipe['seed']), *words])})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """For Hypothesis, which would print the fields of a dataclass."""
+        printer.text(repr(self))
+
+
 @st.composite
-def calls(draw: DrawFn, /, spec: MLPSpec | SearchStrategy[MLPSpec], *, device: str = "cpu", **fixed: Any) -> Call:
+def recipes(draw: DrawFn, /, spec: MLPSpec | SearchStrategy[MLPSpec], *, device: str = "cpu", **fixed: Any) -> Recipe:
+    """Recipes of the calls that `calls` draws with the same arguments: for calls that another process makes."""
+    of = draw(spec) if isinstance(spec, SearchStrategy) else spec
+    drawn: dict[str, SearchStrategy[Any]] = {
+        "lead": leads(), "seed": SEEDS, "values": values(), "requires_grad": requires_grad(of), "pattern": patterns(device),
+    }  # fmt: skip
+    made = {name: draw(strategy) for name, strategy in drawn.items() if name not in fixed}
+    words = {**draw(layouts(of)), **made, "device": device, **fixed}
+    defaults = make_call.__kwdefaults__ or {}
+    told = {name: words[name] for name in defaults if name in words and words[name] != defaults[name]}
+    return Recipe(of, {"lead": words["lead"], "seed": words["seed"], **told})
+
+
+def calls(spec: MLPSpec | SearchStrategy[MLPSpec], *, device: str = "cpu", **fixed: Any) -> SearchStrategy[Call]:
     """Calls of `spec`, or of one drawn: any lead, layout, values, subset of gradients and pattern.
 
     `fixed` are arguments of `make_call` that are not to be drawn. A drawn call prints as the `make_call(…)` that makes it.
     """
-    of = draw(spec) if isinstance(spec, SearchStrategy) else spec
-    drawn: dict[str, SearchStrategy[Any]] = {
-        "lead": leads(), "seed": SEEDS, "values": values(), "requires_grad": requires_grad(of), "pattern": patterns(),
-    }  # fmt: skip
-    made = {name: draw(strategy) for name, strategy in drawn.items() if name not in fixed}
-    lies = draw(layouts(of))
-    return make_call(of, **{**lies, **made, "device": device, **fixed})
+    return recipes(spec, device=device, **fixed).map(Recipe.make)
 
 
 @st.composite

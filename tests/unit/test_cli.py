@@ -265,13 +265,14 @@ def test_a_missing_dependency_is_named(run: Run, monkeypatch: pytest.MonkeyPatch
 
 HELP = """
 ARGUMENTS = [["--help"], ["show", "--help"], ["explain", "--help"], ["doctor", "--help"], ["cache", "--help"], ["--version"]]
+ARGUMENTS += [["fuzz", "--help"]]
 ARGUMENTS += [["cache", name, "--help"] for name in ("info", "ls", "show", "verify", "clear")]
 import contextlib, io, json, sys
 from mlpdsl.cli import main
 printed = io.StringIO()
 with contextlib.redirect_stdout(printed):
     statuses = [main(args) for args in ARGUMENTS]
-heavy = [name for name in ("torch", "triton", "jinja2", "numpy", "rich") if name in sys.modules]
+heavy = [name for name in ("torch", "triton", "jinja2", "numpy", "rich", "hypothesis") if name in sys.modules]
 print(json.dumps([statuses, heavy, printed.getvalue()]))
 """
 
@@ -279,7 +280,7 @@ print(json.dumps([statuses, heavy, printed.getvalue()]))
 def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", HELP], env=environ(), capture_output=True, text=True, timeout=60, check=True)
     statuses, heavy, text = json.loads(done.stdout)
-    assert (statuses, heavy) == ([0] * 11, [])
+    assert (statuses, heavy) == ([0] * 12, [])
     for words in (
         "show",
         "explain",
@@ -293,6 +294,7 @@ def test_help_imports_nothing_heavy() -> None:
         "--target",
         "--kernel",
         "--forward-only",
+        "--resume",
         "module:attribute",
         "sm_90",
         "gfx942",

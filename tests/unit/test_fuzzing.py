@@ -12,7 +12,9 @@ import sys
 import time
 import unittest
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,19 +27,24 @@ import hypothesis
 
 import mlpdsl
 from mlpdsl import MLPSpec, SpecError
-from mlpdsl.testing import FuzzError, calls, check, fuzz, fuzzing, strategies
+from mlpdsl.testing import FuzzError, calls, check, child, compiling, fuzz, fuzzing, places, strategies
+from mlpdsl.testing.places import skip_reason
 from tests.unit.test_strategies import entry_points
 
 SPEC = MLPSpec(dims=(12, 20, 8), activation="silu", gated=True, bias=True)
 
-# What a process that imports this first has wrong: the gate's bias is subtracted.
-WRONG_KERNELS = """
+# What a process that imports this first has wrong.
+CHANGED_KERNELS = """
 import mlpdsl.loader as loader
-load, right, wrong = loader.load, "gate += tl.load(", "gate -= tl.load("
+load, right, wrong = loader.load, "gate += tl.load(", {wrong!r}
 def load_wrong(path, text, key):
     return load(path, text.replace(right, wrong), "wrong" + key) if right in text else load(path, text, key)
 loader.load = load_wrong
 """
+SUBTRACTED = "gate -= tl.load("
+"""The gate's bias is subtracted."""
+REFUSED = "sorted([1]); gate += tl.load("
+"""Right, and interpreted without a word; the compiler knows no lists."""
 
 SPECS = """
 import torch, mlpdsl
@@ -65,9 +72,14 @@ test_bare = mlpdsl.testing.fuzz(spec, examples=3)
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tensor], Tensor]], None]:
     """Eager PyTorch in the place of the kernels; called, it changes the result. At infinity eager gives NaN, so not there."""
+    monkeypatch.setattr(fuzzing, "place", lambda: "interpreter")
     monkeypatch.setattr(fuzzing, "skip_reason", lambda spec=None: "")
+    monkeypatch.setattr(fuzzing, "_compiling", lambda spec: nullcontext())
     calm = [values for values in calls.VALUES if values != "specials"]
     monkeypatch.setattr(strategies, "values", lambda: hypothesis.strategies.sampled_from(calm))
+    # Eager's bits may differ between a call with gradients and one without.
+    steady = [pattern for pattern in calls.PATTERNS if pattern != "repeat"]
+    monkeypatch.setattr(strategies, "patterns", lambda: hypothesis.strategies.sampled_from(steady))
 
     def use(change: Callable[[Tensor], Tensor]) -> None:
         def compiled(spec: MLPSpec, backend: str | None = None) -> Callable[..., Tensor]:
@@ -155,14 +167,23 @@ def test_a_failure_is_kept_and_tried_first(eager: Any, monkeypatch: pytest.Monke
 
 def test_widths(eager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = MLPSpec(dims=(264, 8), activation="identity")
-    for widths, interpret, expected in (("auto", "0", 264), ("auto", "1", 72), ("own", "1", 264), ("narrow", "0", 72)):
-        monkeypatch.setenv("TRITON_INTERPRET", interpret)
-        seen: list[int] = []
-        monkeypatch.setattr(fuzzing, "check_call", lambda call, seen=seen: seen.append(call.spec.d_in))
+    monkeypatch.setattr(strategies.Recipe, "make", lambda recipe: recipe)
+    for widths, place, expected in (
+        ("auto", "gpu", 264),
+        ("auto", "interpreter", 72),
+        ("own", "interpreter", 264),
+        ("narrow", "gpu", 72),
+    ):
+        monkeypatch.setattr(fuzzing, "place", lambda place=place: place)
+        seen: list[tuple[int, str]] = []
+        monkeypatch.setattr(fuzzing, "check_call", lambda r, seen=seen: seen.append((r.spec.d_in, r.recipe.get("device", "cpu"))))
         check(wide, 5, 0, widths=widths)
-        assert set(seen) == {264} if expected == 264 else max(seen) <= 72
+        assert {width for width, _ in seen} == {264} if expected == 264 else max(seen)[0] <= 72
+        assert {device for _, device in seen} == {"cuda" if place == "gpu" else "cpu"}
     with pytest.raises(ValueError, match="widths: got 'some'; allowed: auto, own, narrow"):
         check(SPEC, widths="some")
+    with pytest.raises(ValueError, match="compile: got True; allowed: auto, off"):
+        check(SPEC, compile=True)
 
 
 def test_fuzz_as_a_decorator(eager: Any) -> None:
@@ -212,17 +233,124 @@ def test_a_fault_that_does_not_come_again_is_told(eager: Any) -> None:
         check(SPEC, 30, 0)
 
 
-def test_without_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+# Without a GPU, in a process that does not interpret: children of it do
+
+
+LIBDEVICE = mlpdsl.activation(lambda x: torch.erf(x), triton=("libdevice.erf(x)", "tl.exp(-x * x)"), check=False)
+WRONG_SLOPE = mlpdsl.activation(
+    lambda x: x * torch.sigmoid(x), triton=("x * tl.sigmoid(x)", "tl.sigmoid(x) * (1 + x)"), check=False
+)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(unittest.SkipTest, match="need a CUDA GPU, or TRITON_INTERPRET=1 set before triton is imported"):
-        check(SPEC)
-    with pytest.raises(unittest.SkipTest, match="CUDA GPU"):
-        fuzz(SPEC)()
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    erf = mlpdsl.activation(lambda x: torch.erf(x), triton=("libdevice.erf(x)", "tl.exp(-x * x)"), check=False)
-    assert "libdevice" in fuzzing.skip_reason(MLPSpec(dims=(4, 4, 4), activation=erf))
-    assert fuzzing.skip_reason(SPEC) == ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_right_kernels_pass_in_children(capfd: pytest.CaptureFixture[str]) -> None:
+    assert places.place() == "child" and skip_reason() == skip_reason(SPEC) == ""
+    check(SPEC, 6, 0)
+    check(strategies.specs(dtype="float32", precision="ieee", max_depth=2), 6, 0, compile="off")
+    fuzz(SPEC, 2, seed=0, compile="off")()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_failure_in_a_child_is_told_as_if_it_were_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wrong = MLPSpec(dims=(8, 8, 8), activation=WRONG_SLOPE)
+    with pytest.raises(FuzzError) as caught:
+        check(wrong, 20, 0, compile="off")
+    code = f"""
+import mlpdsl, sys
+from mlpdsl.testing import FuzzError, check
+spec = mlpdsl.MLPSpec.from_json({wrong.to_json()!r})
+try:
+    check(spec, 20, 0, compile="off")
+except FuzzError as error:
+    sys.stdout.write(str(error))
+"""
+    here = run([sys.executable, "-c", code], tmp_path, TRITON_INTERPRET="1").stdout
+    function = str(MLPSpec.from_json(wrong.to_json()).activation)
+    assert str(caught.value) == here.replace(function, str(wrong.activation)) and str(wrong.activation) != function
+    assert here.startswith("OracleError: gradient of ") and 'os.environ["TRITON_INTERPRET"] = "1"' in here
+    assert caught.value.recipe is not None and caught.value.call is not None
+    assert repr(caught.value.call) == repr(caught.value.recipe) in str(caught.value)
+    assert "check_call(" in str(caught.value.__cause__.__cause__)  # the traceback of there
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_what_does_not_compile_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", python_path(tmp_path, REFUSED))
+    monkeypatch.setattr(child, "_shared", {})
+    with pytest.raises(FuzzError, match=r"CompileError: compiling MLPSpec.*for sm_90: ") as caught:
+        check(SPEC, 1, 0)
+    for each in child._shared.values():
+        each.close()
+    monkeypatch.delenv("PYTHONPATH")
+    assert caught.value.recipe is caught.value.call is None and caught.value.origin.startswith("compiling: CompileError")
+    assert str(caught.value).endswith(f"This script compiles them again:\n\n{caught.value.script.rstrip()}")
+    (tmp_path / "again.py").write_text(caught.value.script)
+    again = run([sys.executable, "again.py"], tmp_path, REFUSED)
+    assert again.returncode == 1 and "CompileError: compiling MLPSpec" in again.stderr
+    right = run([sys.executable, "again.py"], tmp_path)
+    assert right.returncode == 0, right.stderr
+
+
+def test_kernels_that_do_not_fit_or_are_serialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {"fits": True, "serialised": False, "shared": 300_000}
+    monkeypatch.setattr(compiling, "resources", lambda spec, target: [SimpleNamespace(name="hidden_tma", **made)])
+    assert len(compiling.check_compiled(SPEC, "sm_80")) == 1
+    made["fits"] = False
+    with pytest.raises(compiling.CompileError, match="hidden_tma needs 300000 bytes of shared memory; a block of sm_80 has 166912"):
+        compiling.check_compiled(SPEC, "sm_80")
+    made |= {"fits": True, "serialised": True}
+    with pytest.raises(compiling.CompileError, match="hidden_tma: ptxas serialised its wgmma"):
+        compiling.check_compiled(SPEC)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_what_no_interpreter_can_run_is_compiled_and_skipped() -> None:
+    spec = MLPSpec(dims=(4, 4, 4), activation=LIBDEVICE)
+    assert "libdevice" in skip_reason(spec)
+    with pytest.raises(unittest.SkipTest, match=r"has no libdevice.*; compiled for sm_90 without running"):
+        check(spec, 2)
+    with pytest.raises(unittest.SkipTest, match=r"libdevice, which this spec's hand-written text calls$"):
+        check(spec, 2, compile="off")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_decorated_test_is_not_called_where_it_could_run_nothing() -> None:
+    @fuzz(SPEC, examples=2, seed=0, compile="off")
+    def test_more(call: calls.Call) -> None:
+        raise AssertionError("called")
+
+    with pytest.raises(unittest.SkipTest, match=r"the calls passed, but .*test_more was not called: .*TRITON_INTERPRET=1"):
+        test_more()
+
+
+def test_a_child_that_dies_or_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "_START", "import os, sys; print('a word', file=sys.stderr); os.kill(os.getpid(), 11)")
+    one = child.Child(interpret=True)
+    with pytest.raises(child.ChildError, match=r"the process that made the call was ended by SIGSEGV; its last words:\na word$"):
+        one.ask("where")
+    monkeypatch.setattr(child, "_START", "import time; time.sleep(60)")
+    with pytest.raises(child.ChildError, match="no answer in time"):
+        one.ask("where", limit=0.2)
+    monkeypatch.undo()
+    assert one.ask("where") == "Triton's interpreter"  # and another one was started
+    one.close()
+
+
+@pytest.mark.parametrize(("interpret", "here", "where"), [(True, "0", "Triton's interpreter"), (False, "1", "the CPU")])
+def test_a_child_is_what_this_process_is_not(interpret: bool, here: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", here)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    one = child.Child(interpret)
+    assert one.ask("where") == where
+    one.close()
 
 
 def test_what_is_no_spec() -> None:
@@ -232,30 +360,54 @@ def test_what_is_no_spec() -> None:
     assert fuzzing.spec_of(MLPSpec) is fuzzing.spec_of(mlpdsl) is fuzzing.spec_of(None) is None
 
 
-def run_pytest(folder: Path, *arguments: str, wrong: bool = False, **environment: str) -> tuple[int, str]:
+def run_pytest(folder: Path, *arguments: str, wrong: str = "", **environment: str) -> tuple[int, str]:
     """pytest with the plugin as an installation has it, in a folder with the module `my_specs`; the exit code, and what it says."""
     (folder / "my_specs.py").write_text(SPECS)
     done = run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments], folder, wrong, **environment)
     return done.returncode, done.stdout + done.stderr
 
 
-def run(command: list[str], folder: Path, wrong: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+def python_path(folder: Path, wrong: str = "") -> str:
+    """A PYTHONPATH with mlpdsl, its entry points, and kernels changed to `wrong`."""
     path = entry_points(folder)
     if wrong:
         (folder / "wrong").mkdir(exist_ok=True)
-        (folder / "wrong" / "sitecustomize.py").write_text(WRONG_KERNELS)
+        (folder / "wrong" / "sitecustomize.py").write_text(CHANGED_KERNELS.format(wrong=wrong))
         path = os.pathsep.join([str(folder / "wrong"), path])
+    return path
+
+
+def run(command: list[str], folder: Path, wrong: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "PYTEST_ADDOPTS", "CI")}
-    inherited |= {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", **environment}
+    inherited |= {"PYTHONPATH": python_path(folder, wrong), "CUDA_VISIBLE_DEVICES": "", **environment}
     return subprocess.run(command, cwd=folder, env=inherited, capture_output=True, text=True, timeout=120)
 
 
 def test_the_plugin_runs_each_spec_in_the_interpreter(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text(TESTS)
     options = ("--strict-markers", "--hypothesis-profile=ci", "--mlpdsl-specs=my_specs", "--mlpdsl-examples=4")
-    code, said = run_pytest(tmp_path, *options, TRITON_INTERPRET="1")
+    code, said = run_pytest(tmp_path, *options, "--mlpdsl-compile=off", "--deselect=test_mine.py::test_bare", TRITON_INTERPRET="1")
     assert code == 0, said
-    assert "6 passed" in said
+    assert "5 passed" in said
+
+
+def test_without_a_gpu_or_the_interpreter_specs_are_interpreted_and_compiled(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text(TESTS)
+    options = ("-rs", "--hypothesis-profile=ci", "--mlpdsl-specs=my_specs", "--mlpdsl-examples=4")
+    options += ("-k", "not layer and not compiled and not bare")
+    code, said = run_pytest(tmp_path, *options)
+    assert code == 0, said
+    assert "2 passed, 1 skipped" in said and "test_drawn was not called" in said
+
+
+@pytest.mark.parametrize("interpret", ["0", "1"])
+def test_a_kernel_that_does_not_compile_fails_its_item(interpret: str, tmp_path: Path) -> None:
+    options = ("--mlpdsl-specs=my_specs", "--mlpdsl-examples=2", "-k", "not compiled and not layer")
+    code, said = run_pytest(tmp_path, *options, wrong=REFUSED, TRITON_INTERPRET=interpret)
+    assert code == 1 and "1 failed" in said and "CompileError: compiling MLPSpec" in said
+    assert 'print(check_compiled(spec, "sm_90"))' in said
+    code, said = run_pytest(tmp_path, *options, "--mlpdsl-compile=off", wrong=REFUSED, TRITON_INTERPRET=interpret)
+    assert code == 0 and "1 passed" in said, said
 
 
 def test_ids_and_selection(tmp_path: Path) -> None:
@@ -263,17 +415,16 @@ def test_ids_and_selection(tmp_path: Path) -> None:
     code, said = run_pytest(tmp_path, "--collect-only", "-q", "--mlpdsl-specs=my_specs", "--mlpdsl-specs=my_specs")
     assert code == 0, said
     assert said.splitlines()[:4] == ["test_other.py::test_other", "my_specs::spec", "my_specs::compiled", "my_specs::layer"]
-    code, said = run_pytest(
-        tmp_path, "-rs", "-m", "mlpdsl_spec and not nothing", "-k", "spec and not layer", "--mlpdsl-specs=my_specs"
-    )
+    options = ("--collect-only", "-q", "-m", "mlpdsl_spec and not nothing", "-k", "compiled or layer")
+    code, said = run_pytest(tmp_path, *options, "--mlpdsl-specs=my_specs")
     assert code == 0, said
-    assert "2 deselected" in said or "3 skipped" in said
-    assert "need a CUDA GPU, or TRITON_INTERPRET=1 set before triton is imported" in said
+    assert said.splitlines()[:2] == ["my_specs::compiled", "my_specs::layer"] and "2 deselected" in said
 
 
-def test_a_wrong_kernel_fails_and_so_does_its_script(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interpret", ["0", "1"])
+def test_a_wrong_kernel_fails_and_so_does_its_script(interpret: str, tmp_path: Path) -> None:
     options = ("--mlpdsl-specs=my_specs", "-k", "not compiled and not layer", "--mlpdsl-examples=30", "--hypothesis-seed=0")
-    code, said = run_pytest(tmp_path, *options, wrong=True, TRITON_INTERPRET="1")
+    code, said = run_pytest(tmp_path, *options, "--mlpdsl-compile=off", wrong=SUBTRACTED, TRITON_INTERPRET=interpret)
     assert code == 1, said
     assert "FAILED my_specs::spec" in said
     found = re.search(r"^This script makes the call again:\n\n(.*?^print\(check_call.*?)$", said, re.M | re.S)
@@ -281,7 +432,7 @@ def test_a_wrong_kernel_fails_and_so_does_its_script(tmp_path: Path) -> None:
     assert "tensor(" not in said
     script = tmp_path / "script.py"
     script.write_text(found[1])
-    again = run([sys.executable, str(script)], tmp_path, wrong=True)
+    again = run([sys.executable, str(script)], tmp_path, SUBTRACTED)
     assert again.returncode == 1
     assert "OracleError" in again.stderr and "out of bounds" in again.stderr
     right = run([sys.executable, str(script)], tmp_path)

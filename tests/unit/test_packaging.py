@@ -29,14 +29,24 @@ LINKS = {"mlpdsl/codegen": "../codegen", "mlpdsl/templates": "../templates"}
 DIST_INFO = f"mlpdsl-{__version__}.dist-info"
 PURELIB = sysconfig.get_paths()["purelib"]
 
-# Run from an empty directory: where the package was found, and what it generates.
+ENTRY_POINTS = {
+    "console_scripts": {"mlpdsl": "mlpdsl.cli:main"},
+    "hypothesis": {"mlpdsl": "mlpdsl.testing:register_strategies"},
+    "pytest11": {"mlpdsl": "mlpdsl.testing.plugin"},
+}
+
+# Run from an empty directory: where the package was found, what it generates, what its metadata declares (only what loads).
 PROBE = """
-import importlib.util, json, sys
+import importlib.metadata, importlib.util, json, sys
 import mlpdsl
+points = {}
+for point in importlib.metadata.distribution("mlpdsl").entry_points if "installed" in sys.argv else ():
+    points.setdefault(point.group, {})[point.name] = point.value if point.load() else None
 spec = mlpdsl.MLPSpec(dims=(64, 128, 64), activation="silu", gated=True, dtype="bfloat16")
 made = mlpdsl.generate(spec, target="sm_90")
 top = [name for name in ("codegen", "templates") if importlib.util.find_spec(name)]
-print(json.dumps({"file": mlpdsl.__file__, "version": mlpdsl.__version__, "key": made.key, "text": made.text, "top": top}))
+found = {"file": mlpdsl.__file__, "version": mlpdsl.__version__, "key": made.key, "text": made.text}
+print(json.dumps({**found, "top": top, "points": points}))
 """
 
 
@@ -48,7 +58,8 @@ def run(command: Sequence[str | Path], cwd: Path, **environment: str) -> str:
 
 
 def probe(python: str | Path, cwd: Path, **environment: str) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(run([python, "-c", PROBE], cwd, **environment).splitlines()[-1])
+    command = [python, "-c", PROBE, *(() if "PYTHONPATH" in environment else ("installed",))]
+    result: dict[str, Any] = json.loads(run(command, cwd, **environment).splitlines()[-1])
     return result
 
 
@@ -142,9 +153,9 @@ def test_the_metadata(metadata: Message, wheel: zipfile.ZipFile) -> None:
     assert [re.split(r"[^a-z0-9]", entry)[0] for entry in core] == ["jinja2", "torch", "triton"]
     assert set(metadata.get_all("Provides-Extra") or []) == {"bench", "cli", "dev", "examples", "hf", "test"}
     assert f"{DIST_INFO}/licenses/LICENSE" in wheel.namelist()
-    scripts = configparser.ConfigParser()
-    scripts.read_string(wheel.read(f"{DIST_INFO}/entry_points.txt").decode())
-    assert dict(scripts["console_scripts"]) == {"mlpdsl": "mlpdsl.cli:main"}
+    declared = configparser.ConfigParser()
+    declared.read_string(wheel.read(f"{DIST_INFO}/entry_points.txt").decode())
+    assert {group: dict(declared[group]) for group in declared.sections()} == ENTRY_POINTS
 
 
 def test_an_installed_wheel_works(built: dict[str, Path], fresh_python: Path, here: dict[str, Any], tmp_path: Path) -> None:
@@ -153,6 +164,7 @@ def test_an_installed_wheel_works(built: dict[str, Path], fresh_python: Path, he
     assert Path(found["file"]).is_relative_to(tmp_path / "venv")
     assert found["top"] == []
     assert same(found, here)
+    assert found["points"] == ENTRY_POINTS
     assert (fresh_python.parent / "mlpdsl").exists()
 
 
@@ -161,6 +173,7 @@ def test_an_editable_install_works(checkout: Path, fresh_python: Path, here: dic
     found = probe(fresh_python, empty(tmp_path))
     assert Path(found["file"]).is_relative_to(checkout)
     assert same(found, here)
+    assert found["points"] == ENTRY_POINTS
     assert (fresh_python.parent / "mlpdsl").exists()
 
 

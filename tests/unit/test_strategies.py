@@ -267,7 +267,7 @@ def entry_points(folder: Path) -> str:
         assert sorted(group for group, _ in groups) == ["hypothesis", "pytest11"]
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mlpdsl\nVersion: 0.0.0\n")
         (info / "entry_points.txt").write_text("".join(f"[{group}]\nmlpdsl = {where}\n" for group, where in groups))
-    return os.pathsep.join([str(info.parent), str(ROOT)])
+    return os.pathsep.join([str(info.parent), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def python(code: str, tmp_path: Path) -> str:
