@@ -1,6 +1,8 @@
 """Which tile sizes a launch gets where no measured table says otherwise: a rule of few lines, the same on every rank.
 
-Sizes are in elements. The rule looks at the product (M, N, K), the element type and the target's shared memory only.
+Sizes are in elements. The rule looks at the product (M, N, K), the element type and the target only. For sm_90 it holds what was
+timed on an H200. Elsewhere nothing was timed, and the first concern is that every value stays in a register, which
+tests/compiled/test_matrix.py sees to.
 """
 
 from __future__ import annotations
@@ -35,10 +37,12 @@ def choose(role: str, path: str, m: int, n: int, k: int, *, dtype: str, planes: 
     if path == "tma":
         config = _descriptors(role, m, n, k, planes, target)
     elif dtype == "float32":
-        depth = 16 if role == "input_grad" else 32
-        config = Config(_power_of_two(m, 16, 64), _power_of_two(n, 16, 64 // _wide(role, planes)), depth, num_warps=4, num_stages=2)
+        config = _float32(role, m, n, planes, target)
     else:
         config = _pointers(role, m, n, k, planes, target)
+    if target.kind == "cuda" and target.name != "sm_90":
+        # Left alone, ptxas spills a few bytes where that lets one more program fit a multiprocessor, whatever their shared memory.
+        config = replace(config, registers=255)
     return _split(config, m, n, k) if role == "weight_grad" else config
 
 
@@ -49,6 +53,12 @@ def interpreted(role: str, path: str, m: int, n: int, k: int, **_: object) -> Co
     rows, columns, depth = (_power_of_two(size, 16, 64) if size <= 128 else 128 for size in (m, n, k))
     return Config(rows, max(least, columns if n > 128 else 32), max(32, depth if k > 128 else 32), group_m=2, num_stages=1,
                   splits=2 if k > 64 else 1)  # fmt: skip
+
+
+def _tight(target: Target) -> bool:
+    """Whether accumulators crowd out what else a thread holds: everywhere but on sm_90, whose tiles were timed, on sm_100 and
+    sm_103, which accumulate in a memory of their own, and on CDNA, which has 512 registers a thread."""
+    return target.warp_size == 32 and target.name not in ("sm_90", "sm_100", "sm_103")
 
 
 def _wide(role: str, planes: int) -> int:
@@ -65,8 +75,11 @@ def _descriptors(role: str, m: int, n: int, k: int, planes: int, target: Target)
         return Config(128, 128, 64, num_warps=8, num_stages=3)
     if role == "hidden_grad":
         # Its epilogue moves five tiles and more for one product, so two small programs take turns: 0.96 ms against 1.40 for
-        # one of 8 warps at 4096x14336, m = 4096 on an H200.
-        return Config(128, 128, 64, num_warps=4, num_stages=3, residency=2)
+        # one of 8 warps at 4096x14336, m = 4096 on an H200. These take up to 255 registers; elsewhere, and where the last tile
+        # would be half empty at least, smaller ones do.
+        half_empty = 0 < n % 128 <= 64
+        block_m, block_n = (128, 64 if half_empty else 128) if target.name == "sm_90" else (64, 128)
+        return Config(block_m, block_n, 64, num_warps=4, num_stages=3, residency=2)
     if role == "hidden" and k <= 2048:
         # A short sum: the activation is a large share, and two tiles in place of a wide one let it overlap (80 us against 86 at
         # 1024x4096 gelu, m = 4096 on an H200).
@@ -81,13 +94,21 @@ def _descriptors(role: str, m: int, n: int, k: int, planes: int, target: Target)
 
 def _pointers(role: str, m: int, n: int, k: int, planes: int, target: Target) -> Config:
     # What finishes its tile with several others in registers, and addresses that are no multiple of anything, want smaller tiles.
-    ragged = n % 8 > 0 or k % 8 > 0
-    activated = role in ("hidden", "hidden_grad")
-    block_m = _power_of_two(m, 16, 64 if ragged else 128)
-    block_n = max(16, _power_of_two(n, 32, 64 if role == "hidden_grad" or (ragged and activated) else 128) // _wide(role, planes))
-    full = block_m * block_n * _wide(role, planes) >= (64 * 64 if ragged else 128 * (64 if role == "hidden_grad" else 128))
+    ragged, tight = n % 8 > 0 or k % 8 > 0, _tight(target)
+    through = role == "hidden_grad"
+    block_m = _power_of_two(m, 16, 64 if ragged or (through and (tight or n <= 32)) else 128)
+    block_n = _power_of_two(n, 32, 64 if through or tight or (ragged and role == "hidden") else 128)
+    full = block_m * block_n >= (64 * 64 if ragged or tight else 128 * (64 if through else 128))
     stages = 3 if target.kind == "cuda" and target.shared_memory > 64 * 1024 else 2
-    return Config(block_m, block_n, 32, num_warps=8 if full else 4, num_stages=stages)
+    return Config(block_m, max(16, block_n // _wide(role, planes)), 32, num_warps=8 if full else 4, num_stages=stages)
+
+
+def _float32(role: str, m: int, n: int, planes: int, target: Target) -> Config:
+    block_m, block_n = _power_of_two(m, 16, 64), _power_of_two(n, 16, 64 // _wide(role, planes))
+    if _tight(target):  # RDNA has no instruction for the product, and multiplies what it read of K in one piece
+        return Config(block_m, block_n, 16 if target.kind == "hip" else 32, num_warps=8, num_stages=2)
+    short = role in ("input_grad", "weight_grad") if target.name == "sm_90" else role == "hidden" and planes == 2
+    return Config(block_m, block_n, 16 if short else 32, num_warps=4, num_stages=2)
 
 
 def _split(config: Config, m: int, n: int, k: int) -> Config:

@@ -126,7 +126,7 @@ class Plan:
 @dataclass(frozen=True)
 class Config:
     """The tunables of one launch: tile sizes in elements, rows of tiles walked together, warps, pipeline stages,
-    splits of K, and persistent programs a multiprocessor."""
+    splits of K, persistent programs a multiprocessor, and how many registers a thread may take (0: as ptxas thinks best)."""
 
     block_m: int
     block_n: int
@@ -136,6 +136,7 @@ class Config:
     num_stages: int = 3
     splits: int = 1
     residency: int = 1
+    registers: int = 0
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)

@@ -57,6 +57,8 @@ class TritonBackend:
         reasons = []
         if plan.dtype != "float32" and target.name == "sm_75":
             reasons.append(f"Triton writes no {plan.dtype} matrix instruction for sm_75")
+        if plan.precision == "tf32" and target.name.startswith("gfx11"):
+            reasons.append(f"Triton does not compile tf32 for {target.name}; precision='ieee' does")
         if plan.precision == "tf32x3" and target.kind == "hip":
             reasons.append("Triton does not compile tf32x3 for AMD GPUs; precision='ieee' does")
         return reasons

@@ -6,12 +6,11 @@ launchability, so `fits` compares the shared memory with what one block of the t
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mlpdsl.backends import interpreting
@@ -28,17 +27,14 @@ __all__ = ["Resources", "resources"]
 _TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
-_POINTWISE_WARPS = 4
-"""Warps of the kernels without a product: `mlpdsl.launch.POINTWISE`, which cannot be imported without torch."""
-
-
 @dataclass(frozen=True)
 class Resources:
     """One kernel as compiled for the target.
 
-    `registers` a thread and `spills` in bytes a thread (CUDA: from ptxas; None for HIP, where they are not read), `shared` in
-    bytes a block, `instruction` the matrix instruction chosen ("wgmma", "mma", "tcgen05", "mfma", "wmma", "fma" without one),
-    `serialised` whether ptxas had to serialise wgmma, `fits` whether `shared` is within the target's limit.
+    `registers` and `spills` are a thread's: its (vector) registers, and the bytes of those that did not fit (CUDA: from ptxas;
+    HIP: from the assembly's metadata, without what went to other registers; None where they say nothing). `shared` is in bytes a
+    block, `instruction` the matrix instruction chosen ("wgmma", "mma", "tcgen05", "mfma", "wmma", "fma" without one), `serialised`
+    whether ptxas had to serialise wgmma, `fits` whether `shared` is within the target's limit.
     """
 
     name: str
@@ -137,68 +133,87 @@ def _compile(module: Any, plan: Plan, kernel: Kernel, stage: int, linear: Linear
         values |= {"N": n, "K": k, "PLANES": linear.planes, "PARTIAL": config.splits > 1, "GROUP_M": config.group_m}
         values |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
         values |= {"SAVE": True, "EMIT_HIDDEN": True, "SUM_BIAS": True}
-    # Triton specialises on integers that 16 divides: strides are widths, or multiples of one.
-    divisible = linear.width_in % 16 == 0 and linear.width_out % 16 == 0
-    compiled = _triton_compile(getattr(module, kernel.name), kernel, values, config, plan, divisible)
-    if plan.target.kind == "hip":
-        text = compiled.asm["amdgcn"]
-        registers = spills = None
-        serialised = False
-    else:
-        text = compiled.asm["ptx"]
-        registers, spills, serialised = _ptxas(text, int(plan.target.arch))
+    values |= {a.name: _stride(a, kernel.role, linear, m) for a in kernel.args if a.kind == "stride"}
+    from mlpdsl.launch import POINTWISE, Launch  # needs torch, as the module does
+
+    options = Launch.of(config).options if config else POINTWISE
+    compiled, log = _triton_compile(getattr(module, kernel.name), kernel, values, options, plan)
+    text = compiled.asm["amdgcn" if plan.target.kind == "hip" else "ptx"]
+    registers, spills, serialised = _metadata(text) if plan.target.kind == "hip" else _ptxas(log)
     shared = int(compiled.metadata.shared)
-    warps = config.num_warps if config else _POINTWISE_WARPS
+    warps = options["num_warps"]
     fits = shared <= plan.target.shared_memory
     instruction = _instruction(text)
     return Resources(kernel.name, stage, config, registers, spills, shared, warps, instruction, serialised, fits, text)
 
 
-def _triton_compile(
-    function: Any, kernel: Kernel, values: dict[str, Any], config: Config | None, plan: Plan, divisible: bool
-) -> Any:
+_NARROW = {
+    "hidden": ("x", "weight"), "output": ("x", "weight"), "hidden_grad": ("weight", "preact", "preact_grad", "hidden"),
+    "input_grad": ("weight", "x_grad"), "weight_grad": ("x",),
+}  # fmt: skip
+"""The tensors of each role whose rows are as long as the linear's input is wide; the others' are as long as its output."""
+
+
+def _stride(arg: Arg, role: str, linear: Linear, m: int) -> int:
+    """A stride argument, in elements, where every tensor is contiguous and begins at a multiple of 16 elements."""
+    if arg.name == "up_distance":
+        return linear.width_out * linear.width_in * 16  # of which only the divisibility is known
+    name, _, axis = arg.name.removeprefix("stride_").rpartition("_")
+    width = linear.width_in if name in _NARROW.get(role, ()) else linear.width_out
+    if arg.passed.endswith(("stride(-1)", "stride(1)")):
+        return 1
+    return m * width if axis == "p" else width
+
+
+def _triton_compile(function: Any, kernel: Kernel, values: dict[str, Any], options: dict[str, Any], plan: Plan) -> tuple[Any, str]:
+    """The kernel as Triton compiles it for strides and constants of these values, and ptxas's log on the way (HIP: empty)."""
     import triton
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
 
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int], list[list[Any]]] = {}
     for position, arg in enumerate(kernel.args):
-        kind = _signature_type(arg, values, plan)
+        kind, divisible = _signature_type(arg, values, plan), [["tt.divisibility", 16]]
         if arg.kind == "constexpr":
             constants[arg.name] = values[arg.name]
-        elif _is_unit_stride(arg):
+        elif arg.kind == "pointer":
+            # AMD: tensors below 2 GiB may be read by buffer instructions.
+            attributes[(position,)] = [*divisible, ["tt.pointer_range", 32]] if plan.target.kind == "hip" else divisible
+        elif arg.kind == "stride" and values[arg.name] == 1:  # no argument at all
             kind, constants[arg.name] = "constexpr", 1
-        elif arg.kind == "pointer" or (arg.kind == "stride" and divisible):
-            attributes[(position,)] = [["tt.divisibility", 16]]
+        elif arg.kind == "stride" and values[arg.name] % 16 == 0:
+            attributes[(position,)] = divisible
         signature[arg.name] = kind
     target = GPUTarget(plan.target.kind, plan.target.arch, plan.target.warp_size)
     source = triton.compiler.ASTSource(function, signature, constants, attributes)
-    options: dict[str, Any] = {"num_warps": _POINTWISE_WARPS, "enable_fp_fusion": True}
-    if config is not None:
-        options |= {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    log = io.StringIO()
     try:
-        return triton.compile(source, target=target, options=options)
+        with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
+            # Registers and spills stand in ptxas's log alone, so a kernel in Triton's cache will not do.
+            knobs.compilation.always_compile = knobs.nvidia.dump_ptxas_log = True
+            return triton.compile(source, target=target, options=options), log.getvalue()
     except Exception as error:  # Triton's own errors have no common base, and each release adds some
         reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
         message = f"triton {triton.__version__} cannot compile {kernel.name} of {plan.name} for {plan.target.name}"
         raise UnsupportedError(message, [f"{type(error).__name__}: {reason}"[:400]]) from error
 
 
-def _is_unit_stride(arg: Arg) -> bool:
-    """Whether the stride is the one of a matrix's columns, 1 in a contiguous tensor and then no argument at all."""
-    return arg.kind == "stride" and arg.passed.endswith(("stride(-1)", "stride(1)"))
-
-
 def _signature_type(arg: Arg, values: dict[str, Any], plan: Plan) -> str:
     if arg.kind == "constexpr":
         return "constexpr"
     if arg.kind == "pointer":
-        return f"*{_TYPES[arg.dtype or plan.dtype]}"
+        return f"*{_TYPES[_element_type(arg, values, plan.dtype)]}"
     if arg.kind == "descriptor":
         block = ", ".join(str(_block_size(b, values)) for b in arg.block)
         return f"tensordesc<{_TYPES[arg.dtype]}[{block}]>"
-    return "i32"
+    return "i32" if values.get(arg.name, 0) < 2**31 else "i64"
+
+
+def _element_type(arg: Arg, values: dict[str, Any], dtype: str) -> str:
+    """What a pointer points to; where there are no partial sums, the launcher passes a gradient in their place."""
+    return dtype if arg.name == "partial_ptr" and not values["PARTIAL"] else arg.dtype or dtype
 
 
 def _block_size(text: str, values: dict[str, Any]) -> int:
@@ -206,20 +221,8 @@ def _block_size(text: str, values: dict[str, Any]) -> int:
     return int(values.get(name, name if name.isdigit() else 0)) // int(divisor or 1)
 
 
-def _ptxas(ptx: str, arch: int) -> tuple[int | None, int | None, bool]:
-    """Registers, spilled bytes and whether wgmma was serialised, from the assembler that triton uses."""
-    from triton.backends.nvidia.compiler import get_ptxas  # releases differ in which of theirs they use for what
-
-    tool = get_ptxas(arch).path
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx)
-        name = f"sm_{arch}{'a' if arch >= 90 else ''}"
-        command = [tool, "-v", f"--gpu-name={name}", str(source), "-o", str(Path(folder) / "kernel.cubin")]
-        try:
-            log = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stderr
-        except (OSError, subprocess.SubprocessError):
-            return None, None, False
+def _ptxas(log: str) -> tuple[int | None, int | None, bool]:
+    """Registers, spilled bytes and whether wgmma was serialised, as ptxas says."""
     registers = re.search(r"Used (\d+) registers", log)
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
     return (
@@ -227,6 +230,19 @@ def _ptxas(ptx: str, arch: int) -> tuple[int | None, int | None, bool]:
         max(int(spills[1]), int(spills[2])) if spills else None,
         "C7515" in log or "C7510" in log or "serializ" in log.lower(),
     )
+
+
+def _metadata(assembly: str) -> tuple[int | None, int | None, bool]:
+    """Registers, spilled bytes, and False for what there is not, as the metadata at the end of AMD's assembly say.
+
+    The larger of two figures: the registers spilled, 4 bytes each, and the memory that one thread has for them, which may be used
+    several times over. Scalar registers that went to the lanes of a vector register cost no memory, and do not count.
+    """
+    found = dict(re.findall(r"^\s*-?\s*\.(\w+):\s+(\d+)\s*$", assembly, re.MULTILINE))
+    registers, spilled, scratch = (found.get(n) for n in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size"))
+    if registers is None or spilled is None or scratch is None:
+        return None, None, False
+    return int(registers), max(4 * int(spilled), int(scratch)), False
 
 
 def _instruction(text: str) -> str:

@@ -1,104 +1,127 @@
-"""What the default configs compile to, without a GPU: memory that fits, the right matrix instruction, no spills.
-
-Compiled anew each time: tests/conftest.py gives Triton an empty cache.
-"""
+"""`mlpdsl.resources`: the specialisations of a real call, what it says of a kernel, what it refuses. Figures: test_matrix.py."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
-from mlpdsl import MLPSpec, UnsupportedError
-from mlpdsl.backends import interpreting
-from mlpdsl.resources import Resources, resources
+from mlpdsl import MLPSpec, UnsupportedError, launch, source
+from mlpdsl import resources as module
+from mlpdsl.backends import BACKENDS, interpreting
+from mlpdsl.codegen.config import choose
+from mlpdsl.codegen.emit.triton import Arg, emit
+from mlpdsl.codegen.lower import lower
+from mlpdsl.resources import resources
 from mlpdsl.target import TARGETS
+from tests.compiled.matrix import SPECS as MATRIX
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="Triton interprets in this process, and so compiles nothing")
 
 SPECS = {
-    "gated": MLPSpec(dims=(4096, 14336, 4096), activation="silu", gated=True, dtype="bfloat16"),
-    "gated-everything": MLPSpec(
-        dims=(4096, 14336, 4096), activation="gelu", gated=True, bias=True, dtype="float16",
-        epilogue=("layer_scale", "residual", "scale"),
-    ),
     "gelu-bias": MLPSpec(dims=(768, 3072, 768), activation="gelu", bias=True, dtype="float16"),
-    "gelu-residual": MLPSpec(dims=(1024, 4096, 1024), activation="gelu_tanh", dtype="bfloat16", epilogue=("residual",)),
     "odd": MLPSpec(dims=(767, 3071, 769), activation="silu", gated=True, bias=True, dtype="bfloat16"),
     "ieee": MLPSpec(dims=(1024, 4096, 1024), activation="gelu", bias=True),
-    "ieee-gated": MLPSpec(dims=(1024, 2816, 1024), activation="silu", gated=True),
-    "tf32": MLPSpec(dims=(1024, 4096, 1024), activation="silu", gated=True, precision="tf32"),
     "tf32x3": MLPSpec(dims=(1024, 4096, 1024), activation="silu", precision="tf32x3"),
-    "deep": MLPSpec(dims=(256, 512, 256, 512, 128), activation="relu", bias=True, dtype="bfloat16"),
     "single": MLPSpec(dims=(1024, 1024), activation="identity", bias=True, dtype="bfloat16", epilogue=("gelu", "scale")),
-}  # fmt: skip
-
-CASES = [
-    *[(name, "sm_90", path, 4096) for name in ("gated", "gated-everything", "gelu-residual") for path in ("tma", "masked")],
-    *[(name, "sm_90", "tma", 4096) for name in ("gelu-bias", "deep", "single")],
-    *[(name, "sm_90", "masked", 4096) for name in ("odd", "ieee", "ieee-gated", "tf32", "tf32x3")],
-    *[("gated-everything", "sm_90", path, 16) for path in ("tma", "masked")],
-    *[(name, "sm_80", "masked", 4096) for name in ("gated-everything", "odd", "ieee", "tf32", "single")],
-    *[(name, "sm_100", "tma", 4096) for name in ("gated-everything", "single")],
-    *[(name, "sm_100", "masked", 4096) for name in ("gelu-residual", "ieee", "tf32")],
-    *[(name, "gfx942", "masked", 4096) for name in ("gated-everything", "gelu-residual", "odd", "ieee", "tf32")],
-    ("ieee", "sm_75", "masked", 16),
-    ("gated", "sm_120", "tma", 4096),
-    ("gelu-residual", "gfx1100", "masked", 4096),
-]
-
-PRODUCT = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05", "sm_120": "mma", "gfx942": "mfma", "gfx1100": "wmma"}
-"""The matrix instruction of each target, where the tile is large enough for it."""
-
-SPILLS = {
-    ("ieee", "sm_90"): 16,  # input_grad and weight_grad, by up to so much in triton 3.6
-    ("ieee-gated", "sm_90"): 16,  # triton 3.9
 }
-"""Bytes a thread that a kernel may spill on sm_90 all the same."""
-
-SPILLS_ELSEWHERE = 192
-"""Bytes a thread on other targets, whose configs nobody has measured."""
 
 
-def expected(name: str, target: str, m: int) -> set[str]:
-    """The instructions that products may use."""
-    if SPECS[name].precision == "ieee" and SPECS[name].dtype == "float32":
-        return {"mfma"} if target == "gfx942" else {"fma"}  # CDNA multiplies whole float32
-    small = {"mma"} if m < 64 and target in ("sm_90", "sm_100") else set()  # wgmma wants 64 rows, tcgen05 too
-    return {PRODUCT[target], *small}
+# What a real call passes
 
 
-def faults(r: Resources, name: str, target: str, path: str, m: int) -> list[str]:
-    """What is wrong with one kernel, in words."""
-    found = []
-    limit = TARGETS[target].shared_memory
-    if not r.fits or r.shared > limit:
-        found.append(f"{r.shared} bytes of shared memory, of {limit}")
-    if r.config is not None and r.instruction not in expected(name, target, 4096 if path == "tma" else m):
-        found.append(f"its product is by {r.instruction}")
-    if r.config is None and r.instruction != "fma":
-        found.append(f"no product, yet {r.instruction}")
-    if r.serialised:
-        found.append("wgmma is serialised")
-    if TARGETS[target].kind == "cuda":
-        allowed = SPILLS.get((name, target), 0) if target == "sm_90" else SPILLS_ELSEWHERE
-        if r.registers is None or r.spills is None:
-            found.append("ptxas told nothing")
-        elif r.spills > allowed:
-            found.append(f"{r.spills} bytes spilled, {r.registers} registers")
-    return [f"{r.name}, stage {r.stage}, {r.config}: {fault}" for fault in found]
+def _shape(value: int) -> int | str:
+    """What Triton makes another kernel for: an integer that is 1, or that 16 divides, or that 32 bits do not hold."""
+    return 1 if value == 1 else f"{'divisible' if value % 16 == 0 else 'any'}, {32 if abs(value) < 2**31 else 64} bits"
 
 
-@pytest.mark.parametrize(("name", "target", "path", "m"), CASES, ids=["-".join(map(str, case)) for case in CASES])
-def test_every_kernel_of_the_default_configs(name: str, target: str, path: str, m: int) -> None:
-    spec = SPECS[name]
-    found = resources(spec, target, m, path=path)
-    roles = {r.name.removesuffix("_tma").removesuffix("_masked") for r in found}
-    wanted = {"output", "input_grad", "weight_grad", *(("hidden", "hidden_grad") if spec.depth > 1 else ())}
-    assert wanted <= roles
-    assert not spec.bias or {"epilogue_grad", "sum_rows"} <= roles
-    assert {r.name.rpartition("_")[2] for r in found if r.config is not None} == {path}
-    assert [fault for r in found for fault in faults(r, name, target, path, m)] == []
+def _seen(arg: Arg, value: Any) -> Any:
+    """One argument as far as it decides which kernel is compiled."""
+    if arg.kind == "pointer":
+        return value if isinstance(value, tuple) else (str(value.dtype).removeprefix("torch."), value.data_ptr() % 16 == 0)
+    if arg.name == "up_distance":  # between two allocations, which may lie anywhere
+        return value % 16
+    if arg.kind == "stride":
+        return _shape(value)
+    return int(value) if arg.kind == "constexpr" else None
+
+
+def _launched(spec: MLPSpec, target: str, m: int, path: str, monkeypatch: pytest.MonkeyPatch) -> set[Any]:
+    """Every launch of forward and backward on aligned, contiguous tensors, by its kernel, its options and its arguments."""
+    plan = lower(spec, TARGETS[target])
+    key, text, file = source.publish(spec, TARGETS[target], "triton")
+    generated = BACKENDS["triton"].load(file, text, key)
+    kernels = {k.name: k for k in emit(plan).kernels}
+    seen = set()
+
+    def record(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], *args: Any) -> None:
+        declared = kernels[kernel.fn.__name__]
+        assert len(declared.args) == len(args)
+        for arg, value in zip(declared.args, args, strict=True):
+            if arg.kind == "descriptor":
+                sizes = dict(zip((a.name for a in declared.args), args, strict=True))
+                assert value.block_shape == [module._block_size(block, sizes) for block in arg.block]
+                assert str(value.base.dtype) == f"torch.{arg.dtype}"
+        found = tuple(_seen(arg, value) for arg, value in zip(declared.args, args, strict=True))
+        seen.add((declared.name, tuple(sorted(options.items())), found))
+
+    def pick(role: str, chosen: str, m: int, n: int, k: int) -> launch.Launch:
+        planes = 2 if plan.gated and role == "hidden" else 1
+        return launch.Launch.of(choose(role, path, m, n, k, dtype=plan.dtype, planes=planes, target=plan.target))
+
+    monkeypatch.setattr(launch, "run", record)
+    if path == "masked":
+        monkeypatch.setattr(launch, "fits_tma", lambda *tensors: False)
+    dtype = getattr(torch, plan.dtype)
+    made = {}
+    for linear in plan.linears:
+        made |= {i: torch.empty(linear.width_out, linear.width_in, dtype=dtype) for i in linear.weights}
+        made |= {i: torch.empty(linear.width_out, dtype=dtype) for i in linear.biases}
+    parameters = [made[i] for i in range(len(made))]
+    x, last = torch.empty(m, plan.linears[0].width_in, dtype=dtype), plan.linears[-1].width_out
+    sizes = {"tile": (m, last), "column": (last,), "row": (m, 1), "scalar": ()}
+    operands = [torch.empty(sizes[o.kind], dtype=dtype) for o in plan.epilogue.operands]
+    out, *saved = generated.forward(x, parameters, operands, True, pick)
+    needs = [True] * (1 + len(parameters) + len(operands))
+    generated.backward(torch.empty_like(out), x, parameters, operands, saved, needs, pick)
+    return seen
+
+
+def _compiled(spec: MLPSpec, target: str, m: int, path: str, monkeypatch: pytest.MonkeyPatch) -> set[Any]:
+    """The same of what `resources` compiles."""
+    seen = set()
+
+    def record(function: Any, kernel: Any, values: dict[str, Any], options: dict[str, Any], plan: Any) -> tuple[Any, str]:
+        pointers = {a.name: (module._element_type(a, values, plan.dtype), True) for a in kernel.args if a.kind == "pointer"}
+        found = tuple(_seen(arg, {**values, **pointers}.get(arg.name)) for arg in kernel.args)
+        seen.add((kernel.name, tuple(sorted(options.items())), found))
+        return SimpleNamespace(asm={"ptx": "", "amdgcn": ""}, metadata=SimpleNamespace(shared=0)), ""
+
+    monkeypatch.setattr(module, "_triton_compile", record)
+    resources(spec, target, m, path=path)
+    return seen
+
+
+def _paths(spec: MLPSpec) -> tuple[str, ...]:
+    return ("tma", "masked") if lower(spec, TARGETS["sm_90"]).uses_tma else ("masked",)
+
+
+@pytest.mark.parametrize(("name", "path"), [(name, path) for name, spec in MATRIX.items() for path in _paths(spec)])
+def test_the_specialisations_are_those_of_a_real_call(name: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `sum_rows` sums rows of several lengths, of which one is compiled.
+    compiled, launched = (
+        {seen for seen in f(MATRIX[name], "sm_90", 1040, path, monkeypatch) if seen[0] != "sum_rows"}
+        for f in (_compiled, _launched)
+    )
+    assert compiled == launched
+
+
+# What it refuses
 
 
 @pytest.mark.parametrize(("name", "target", "word"), [("gelu-bias", "sm_75", "matrix"), ("tf32x3", "gfx942", "tf32x3")])
@@ -137,3 +160,55 @@ def test_widths_that_16_does_not_divide_are_not_promised_to_be_aligned() -> None
     )
     wide = "cp.async.cg.shared.global"  # 16 bytes at once
     assert wide in aligned and wide not in odd
+
+
+# What it says
+
+AMD = """
+    .agpr_count:     0
+    .private_segment_fixed_size: 104
+    .sgpr_spill_count: 7
+    .vgpr_count:     256
+    .vgpr_spill_count: 25
+"""
+
+
+def test_registers_and_spills_of_amd() -> None:
+    assert module._metadata(AMD) == (256, 104, False)
+    assert module._metadata(AMD.replace("104", "0").replace("25\n", "0\n")) == (256, 0, False)
+    assert module._metadata(AMD.replace(".vgpr_spill_count", ".other")) == (None, None, False)
+
+
+def test_registers_and_spills_of_nvidia() -> None:
+    log = """ptxas info    : 0 bytes gmem
+        128 bytes stack frame, 124 bytes spill stores, 132 bytes spill loads
+    ptxas info    : Used 255 registers, used 1 barriers, 444 bytes cmem[0]"""
+    assert module._ptxas(log) == (255, 132, False)
+    assert module._ptxas(f"{log}\nptxas info : (C7515) Potential Performance Loss: wgmma.mma_async") == (255, 132, True)
+    assert module._ptxas("") == (None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("spec", "target", "instruction"),
+    [(SPECS["ieee"], "sm_75", "fma"), (MATRIX["gated-everything"], "sm_89", "mma"), (MATRIX["gelu_10"], "gfx950", "mfma")],
+)
+def test_other_targets(spec: MLPSpec, target: str, instruction: str) -> None:
+    found = resources(spec, target, 4096)
+    assert all(r.fits and r.spills == 0 and r.registers for r in found), [(r.name, r.spills) for r in found]
+    assert {r.instruction for r in found if r.config} == {instruction}
+
+
+def test_what_a_thread_cannot_hold_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = MLPSpec(dims=(512, 512), activation="identity", dtype="float16")
+    wide = choose("output", "masked", 128, 128, 512, dtype="float16", planes=1, target=TARGETS["sm_80"])
+    wide = replace(wide, block_m=128, block_n=128, block_k=16, num_warps=2)  # 256 accumulators a thread
+    monkeypatch.setattr(module, "choose", lambda *args, **options: wide)
+    for target in ("sm_80", "gfx1100"):
+        (output,) = resources(spec, target, 4096, backward=False)
+        assert output.spills is not None and output.spills > 256
+        assert (output.registers or 0) >= 255
+
+
+def test_asked_twice_it_says_the_same() -> None:
+    first, second = (resources(SPECS["single"], "sm_80", 64, backward=False) for _ in range(2))
+    assert first == second and first[0].registers
