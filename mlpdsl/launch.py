@@ -13,6 +13,7 @@ import torch
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from mlpdsl import triton_cache
 from mlpdsl.backends import interpreting
 from mlpdsl.codegen.plan import Config
 
@@ -21,7 +22,7 @@ __all__ = [
     "programs", "run", "second_first", "tiles",
 ]  # fmt: skip
 
-POINTWISE: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
+POINTWISE: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}
 """Launch options of the kernels without a product."""
 
 _GRANULE = 16
@@ -47,6 +48,8 @@ class Launch:
     def of(cls, config: Config) -> Launch:
         # enable_fp_fusion is said aloud because Triton's default for it changes between releases.
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+        if config.registers:
+            options["maxnreg"] = config.registers
         return cls(config.block_m, config.block_n, config.block_k, config.group_m, config.splits, config.residency, options)
 
 
@@ -171,7 +174,7 @@ def run(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], *args: Any)
         kernel[grid](*args, **options)
         return
     device = torch.cuda.current_device()
-    variant: list[Any] = [id(kernel), device, options["num_warps"], options.get("num_stages")]
+    variant: list[Any] = [id(kernel), device, options["num_warps"], options.get("num_stages"), options.get("maxnreg")]
     for arg in args:
         kind = type(arg)
         if kind is int or kind is bool:
@@ -181,10 +184,12 @@ def run(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], *args: Any)
     key = tuple(variant)
     compiled = _compiled.get(key)
     if compiled is None:
+        compiled = triton_cache.compiled(kernel, grid, options, args)
+        if compiled is None:  # a hook of Triton's kept it from compiling
+            return
         if len(_compiled) >= 4096:  # a server that sees every batch size there is
             _compiled.clear()
-        _compiled[key] = kernel[grid](*args, **options)
-        return
+        _compiled[key] = compiled
     stream = torch._C._cuda_getCurrentRawStream(device)
     hooks = knobs.runtime
     compiled.run(

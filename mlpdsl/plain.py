@@ -55,6 +55,12 @@ def from_plain(content: Mapping[str, Any], where: str, epilogue: bool) -> Functi
         except Refused as refused:
             raise SpecError(describe(f"{where}.expr", text, "a formula that torch differentiates", str(refused))) from refused
         partials = list(by.values())
+        try:
+            for partial in partials:
+                formula.check(partial)
+        except ValueError as error:  # such as log(0.0), where the formula says pow(0.0, x)
+            allowed = f"a formula whose derivatives are finite numbers ({error})"
+            raise SpecError(describe(f"{where}.expr", text, allowed, "Write the derivatives into grads.")) from None
     elif type(grads) is list and len(grads) == len(inputs):
         partials = [_parsed(g, inputs, f"{where}.grads[{i}]") for i, g in enumerate(grads)]
     else:

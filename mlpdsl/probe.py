@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from mlpdsl.launch import run
+
 _log = logging.getLogger("mlpdsl")
 
 
@@ -30,7 +32,7 @@ def pair_descriptor_works(device: torch.device) -> bool:
         with torch.cuda.device(device):
             pair = TensorDescriptor(memory, [2, rows, columns], [apart, columns, 1], [2, 32, 64])
             copied = torch.zeros(2, rows, columns, dtype=torch.bfloat16, device=device)
-            _copy[(2, 2)](pair, TensorDescriptor.from_tensor(copied, [2, 32, 64]), 32, 64)
+            run(_copy, (2, 2), {"num_warps": 4}, pair, TensorDescriptor.from_tensor(copied, [2, 32, 64]), 32, 64)
             expected = torch.stack([memory[s : s + rows * columns].view(rows, columns) for s in (0, apart)])
             works = torch.equal(copied, expected)
     except Exception as error:  # an encode or a compiler that refuses is an answer, not a failure of the call

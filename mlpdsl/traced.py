@@ -308,7 +308,7 @@ def _outside() -> int:
 def accept(value: object, where: str, *, on_output: bool = False) -> Function | str:
     """What stands in a spec for a callable, or for the JSON form of one: a registered name where it is that, else a `Function`."""
     if isinstance(value, Function):
-        made = value
+        made = _held_to_the_grammar(value, where, on_output)
     elif type(value) is dict:
         made = from_plain(value, where, on_output)
     elif callable(value):
@@ -316,3 +316,20 @@ def accept(value: object, where: str, *, on_output: bool = False) -> Function | 
     else:
         raise SpecError(describe(where, value, "a function", f"Got {shorten(value)}."))
     return canonical_name(made) or made
+
+
+def _held_to_the_grammar(function: Function, where: str, on_output: bool) -> Function:
+    """The function, if its texts are what its JSON form may hold: somebody may have put it together by hand."""
+    try:
+        same = _reads_back(function, on_output)
+    except (SpecError, TypeError, AttributeError):  # not in the grammar, or fields of other types
+        same = False
+    if not same:
+        step = "Pass the function itself to one of them."
+        raise SpecError(describe(where, function, "what mlpdsl.activation or mlpdsl.epilogue returns", step))
+    return function
+
+
+@functools.lru_cache(maxsize=4096)
+def _reads_back(function: Function, on_output: bool) -> bool:
+    return from_plain(function.to_plain(), "function", on_output) == function

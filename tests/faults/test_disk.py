@@ -1,7 +1,7 @@
-"""The cache when the disk does not work, when writers are killed, and when many of them run at once.
+"""The cache when the disk does not work.
 
-What can be had from the kernel itself (kill -9, a full file system, a read-only one, limits, another user) is; the rest
-is simulated by making a system call fail. What needs the process to itself runs as a script in a fresh interpreter.
+What can be had from the kernel itself (a full file system, a read-only one, limits, another user) is; the rest is simulated by
+making a system call fail. What needs the process to itself runs as a script in a fresh interpreter.
 """
 
 from __future__ import annotations
@@ -9,113 +9,21 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
-import json
-import logging
-import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
-import sys
-import tempfile
 import textwrap
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from mlpdsl import cache as cache_module
-from mlpdsl import loader
+from mlpdsl import generate, source
 from mlpdsl.cache import SourceCache, digest
-
-TEXT = "VALUE = 'ours'\n" + "# a line of some length, so that a write can stop in the middle of it\n" * 300
-EVIL = "import sys\nsys.modules['mlpdsl_test_pwned'] = sys\nVALUE = 'theirs'\n"
-KEY = digest("spec")
-REPOSITORY = Path(cache_module.__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "_warned", {})
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def open_root() -> Iterator[Path]:
-    """A place that another user can reach, which pytest's own directories are not."""
-    base = Path(tempfile.mkdtemp())
-    base.chmod(0o755)
-    yield base / "root"
-    shutil.rmtree(base)
-
-
-def publish(root: Path | None, key: str = KEY, text: str = TEXT) -> Path:
-    return SourceCache(root).publish("mlp", key, text, {"target": "sm_90"})
-
-
-def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "mlpdsl" and r.levelno >= logging.WARNING]
-
-
-def litter(root: Path) -> list[Path]:
-    return [p for p in root.rglob(".*") if not p.is_dir()]
-
-
-PREAMBLE = """
-import contextlib, os, sys, time, json, random, shutil, signal, resource, logging
-from pathlib import Path
-from mlpdsl import cache as cache_module
-from mlpdsl.cache import SourceCache, digest
-root = Path(sys.argv[1])
-def text_of(i): return f"# {i}\\n" + f"x{i} = 'some text to tear'\\n" * 2000
-def publish(i): return SourceCache(root).publish("mlp", digest(str(i)), text_of(i), {})
-"""
-
-
-def run_script(script: str, root: Path) -> tuple[str, str]:
-    """Run ``script`` in a fresh interpreter, warnings being errors; return its stdout and stderr."""
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", PREAMBLE + textwrap.dedent(script), str(root)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # so that what it forked can be ended with it
-    )
-    try:
-        stdout, stderr = process.communicate(timeout=60)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert process.returncode == 0, stderr
-    return stdout, stderr
-
-
-def runs_from_memory(path: Path) -> None:
-    """Check that what runs is our text, whatever is on the disk."""
-    sys.modules.pop("mlpdsl_test_pwned", None)
-    assert loader.load(path, TEXT, KEY).VALUE == "ours"
-    assert "mlpdsl_test_pwned" not in sys.modules
-
-
-def degraded(root: Path | None, caplog: pytest.LogCaptureFixture, because: str) -> Path:
-    """Check that publishing under ``root`` fails quietly: one warning that says why, no exception, our text runs."""
-    paths = {publish(root) for _ in range(3)}
-    assert paths == {SourceCache(root).path("mlp", KEY)}
-    messages = warnings_in(caplog)
-    assert len(messages) == 1, messages
-    for words in (because, "results are unaffected", "MLPDSL_CACHE_DIR"):
-        assert words in messages[0]
-    path = paths.pop()
-    runs_from_memory(path)
-    return path
-
+from mlpdsl.target import parse_target
+from tests.faults import workers
+from tests.faults.figures import Figures
+from tests.faults.tools import EVIL, KEY, TEXT, degraded, litter, publish, run_script, warnings_in
 
 # a system call fails
 
@@ -320,6 +228,23 @@ def test_a_full_file_system(tmpfs: Path, caplog: pytest.LogCaptureFixture) -> No
     assert path.read_text() == TEXT
 
 
+def test_a_file_system_that_fills_up(
+    tmpfs: Path, figures: Figures, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """64 KB hold a file or two of the specs that are generated; all of them run."""
+    specs = workers.specs(8)
+    monkeypatch.setenv("MLPDSL_CACHE_DIR", str(tmpfs / "root"))
+    made = [generate(spec, target="sm_90") for spec in specs]
+    kept = [m for m in made if m.path.exists()]
+    assert 0 < len(kept) < len(made)
+    assert all(m.path.read_text("utf-8") == m.text for m in kept)
+    assert [source.source_text.__wrapped__(spec, parse_target("sm_90"), "triton")[1] for spec in specs] == [m.text for m in made]
+    assert len(warnings_in(caplog)) == 1
+    assert "No space left" in warnings_in(caplog)[0]
+    assert litter(tmpfs) == []
+    figures.note("full disk", size_kb=64, texts=len(made), kept=len(kept), warnings=1, differences=0)
+
+
 def test_a_read_only_file_system(tmpfs: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = publish(tmpfs / "root")
     subprocess.run(["mount", "-o", "remount,ro", str(tmpfs)], check=True)
@@ -398,137 +323,3 @@ def test_an_administrators_cache_is_read_and_not_written(open_root: Path) -> Non
     assert before == ""
     assert "Permission denied" in after
     assert len(list(open_root.rglob("kernel.py"))) == 1
-
-
-# many at once
-
-STORM = """
-KEYS, stop = range(4), root.parent / "stop"
-
-def naive(i):
-    path = SourceCache(root).path("mlp", digest(str(i)))
-    with contextlib.suppress(OSError):  # evicted meanwhile
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text_of(i))
-
-def write(publish):
-    while True:
-        i = random.choice(KEYS)
-        publish(i)
-        if random.random() < 0.3:
-            shutil.rmtree(SourceCache(root).path("mlp", digest(str(i))).parent, ignore_errors=True)
-
-def read():
-    right = {i: text_of(i) for i in KEYS}
-    seen = {"whole": 0, "torn": 0, "absent": 0}
-    while not stop.exists():
-        for i in KEYS:
-            try: found = SourceCache(root).path("mlp", digest(str(i))).read_text()
-            except FileNotFoundError: seen["absent"] += 1
-            else: seen["whole" if found == right[i] else "torn"] += 1
-    print(json.dumps(seen), flush=True)
-
-def start(job, *args):
-    if pid := os.fork():
-        return pid
-    try:
-        random.seed()
-        job(*args)
-    finally:
-        os._exit(0)
-
-def storm(publish, kills):
-    reader, writers = start(read), [start(write, publish) for _ in range(3)]
-    for n in range(kills):
-        time.sleep(random.uniform(0.001, 0.02))
-        victim = writers.pop(0)
-        os.kill(victim, signal.SIGKILL)
-        _, status = os.waitpid(victim, 0)
-        assert os.WTERMSIG(status) == signal.SIGKILL, "the writer had died by itself"
-        writers.append(start(write, publish))
-    for pid in writers:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    stop.touch()
-    os.waitpid(reader, 0)
-"""
-
-
-def test_writers_killed_at_any_moment_never_show_half_a_file(root: Path) -> None:
-    stdout, stderr = run_script(STORM + "storm(publish, 100)", root)
-    seen = json.loads(stdout)
-    assert seen["torn"] == 0
-    assert seen["whole"] > 100
-    assert stderr == ""
-    for file in litter(root):  # what the dead left is known as such, and goes in time
-        assert cache_module._STAGE.fullmatch(file.name)
-        os.utime(file, (0, 0))
-    for i in range(4):
-        text = f"# {i}\n" + f"x{i} = 'some text to tear'\n" * 2000
-        path = SourceCache(root).publish("mlp", digest(str(i)), text, {})
-        assert path.read_text() == text
-        path.write_text("wrong")
-        SourceCache(root).publish("mlp", digest(str(i)), text, {})
-    assert litter(root) == []
-
-
-def test_the_storm_finds_a_naive_writer_out(root: Path) -> None:
-    stdout, _ = run_script(STORM + "storm(naive, 40)", root)
-    assert json.loads(stdout)["torn"] > 0
-
-
-def test_processes_that_start_together_agree(root: Path) -> None:
-    """8 processes, 4 entries, 5 rounds from a barrier; forked after the cache was used, so this is also about fork."""
-    stdout, stderr = run_script(
-        """
-        publish("before the fork")
-        for round in range(5):
-            shutil.rmtree(root)
-            gate, hold = os.pipe()
-            children = []
-            for _ in range(8):
-                if (pid := os.fork()) == 0:
-                    status = 1
-                    try:
-                        os.close(hold)
-                        os.read(gate, 1)  # returns when the parent closes its end: for all of them at once
-                        right = all(publish(i).read_text() == text_of(i) for i in range(4))
-                        there = all(SourceCache(root).present("mlp", digest(str(i))) for i in range(4))
-                        status = 0 if right and there else 2
-                    finally:
-                        os._exit(status)
-                children.append(pid)
-            os.close(gate); os.close(hold)
-            print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
-            files = sorted(p.name for p in root.rglob("*") if p.is_file())
-            assert files == ["kernel.py"] * 4 + ["manifest.json"] * 4, files
-        """,
-        root,
-    )
-    assert stdout == "[0, 0, 0, 0, 0, 0, 0, 0]\n" * 5
-    assert stderr == ""
-
-
-def test_threads(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    barrier = threading.Barrier(32)
-
-    def work(_: int) -> tuple[str, int]:
-        barrier.wait()
-        path = publish(root)
-        return path.read_text(), id(loader.load(path, TEXT, KEY))
-
-    with concurrent.futures.ThreadPoolExecutor(32) as pool:
-        results = set(pool.map(work, range(32)))
-    assert {text for text, _ in results} == {TEXT}
-    assert len(results) == 1, "threads got different modules"
-    assert litter(root) == []
-    assert warnings_in(caplog) == []
-
-
-def test_spawned_processes(root: Path) -> None:
-    cache = SourceCache(root)  # travels by pickle, as part of what uses it
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        paths = pool.starmap(cache.publish, [("mlp", digest(str(i % 2)), TEXT, {}) for i in range(8)])
-    assert {p.read_text() for p in paths} == {TEXT}
-    assert len(set(paths)) == 2
-    assert litter(root) == []
