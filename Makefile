@@ -17,20 +17,35 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(firstword $(shell printf '%s' '$(TORCH) $(TRITON) $(EXTRAS)' | cksum))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu lint format clean
+.PHONY: help demo test test-compiled test-faults test-mutants test-gpu test-gpu-2 sanitize lint format clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
 
 demo: $(STAMP) ## Run the demo: no GPU needed
 	$(BIN)/python examples/demo.py
 
 test: lint ## Lint, types, and every test that needs no GPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/interpreted
-	$(BIN)/python -m pytest -q tests/unit tests/compiled
+	$(BIN)/python -m pytest -q tests/unit tests/compiled tests/faults
+
+test-compiled: $(STAMP) ## Every kernel of 24 specs for six architectures, compiled only
+	$(BIN)/python -m tests.compiled.matrix
+
+test-faults: $(STAMP) ## All that can happen to the caches, in full: 15 minutes; as root it mounts a small file system
+	MLPDSL_TEST_FAULTS=full $(BIN)/python -m pytest -q tests/faults
+
+test-mutants: $(STAMP) ## The mutation gate in full: which test kills which wrong kernel
+	$(BIN)/python -m tests.mutation
 
 test-gpu: ## The tests that need a GPU, with PYTHON as it is
 	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m pytest tests/gpu -q $(WORKERS)
+
+test-gpu-2: ## The tests that need two GPUs
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m pytest tests/gpu/test_two_gpus.py -q
+
+sanitize: ## Twenty specs under compute-sanitizer (CUDA toolkit), on a GPU
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m tests.sanitizer --out benchmarks/results/sanitizer.json
 
 lint: $(STAMP) ## Ruff and mypy
 	$(BIN)/ruff check .

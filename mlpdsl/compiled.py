@@ -145,7 +145,9 @@ def _check_options(save: object, batch_invariant: object, backend: str | None) -
     if save != "preact":
         reasons.append(f"save={save!r} comes in a later release; save='preact' is the one there is")
     if batch_invariant and backend == "eager":
-        reasons.append("batch_invariant=True with backend='eager': PyTorch's products depend on the batch; backend='triton' does not")
+        reasons.append(
+            "batch_invariant=True with backend='eager': PyTorch's products depend on the batch; backend='triton' does not"
+        )
     if reasons:
         raise UnsupportedError("mlpdsl.compile: options that are valid words and cannot be had", reasons)
 

@@ -67,7 +67,7 @@ def configs(spec: MLPSpec, m: int, target: Target, batch_invariant: bool = False
 
 
 def explain(spec: MLPSpec, m: int, target: str | Target | None = None, *, batch_invariant: bool = False) -> Explanation:
-    """What `compile(spec, batch_invariant=…)` runs on `m` rows (1 or more) on an architecture (default: this machine's, else sm_90).
+    """What `compile(spec, batch_invariant=…)` runs on `m` rows (1 or more) of a target (default: this machine's, else sm_90).
 
     Raises `SpecError`, `ShapeError` for a bad m, `UnsupportedError` for an unknown target.
     """

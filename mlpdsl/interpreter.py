@@ -207,7 +207,7 @@ def _to_tf32(values: Array) -> Array:
 
 
 def _dot(self: Any, a: Handle, b: Handle, d: Handle, input_precision: Any, max_imprecise: Any) -> Handle:
-    """`create_dot` on decoded operands; float32 operands at the input precision asked for; every element summed in the order of K."""
+    """`create_dot` on decoded operands; float32 ones at the input precision asked for; every element summed in the order of K."""
     left, right = _decoded(a).data, _decoded(b).data
     if input_precision == _ir.INPUT_PRECISION.TF32 and left.dtype == right.dtype == np.float32:
         left, right = _to_tf32(left), _to_tf32(right)

@@ -8,9 +8,13 @@ import os
 import shutil
 import tempfile
 
-# At import, because some tests and the modules they import read the environment while they are collected.
-_SCRATCH = tempfile.mkdtemp(prefix="mlpdsl-tests-")
-_OWNER = os.getpid()
+# At import, because some tests and the modules they import read the environment while they are collected. The processes of
+# pytest-xdist share one place, so that what one has compiled the others need not.
+_SHARED = "MLPDSL_TESTS_SCRATCH"
+_WORKER = "PYTEST_XDIST_WORKER" in os.environ and _SHARED in os.environ
+_SCRATCH = os.environ[_SHARED] if _WORKER else tempfile.mkdtemp(prefix="mlpdsl-tests-")
+os.environ[_SHARED] = _SCRATCH
+_OWNER = 0 if _WORKER else os.getpid()
 os.environ["MLPDSL_CACHE_DIR"] = os.path.join(_SCRATCH, "mlpdsl")
 os.environ["TRITON_CACHE_DIR"] = os.path.join(_SCRATCH, "triton")
 for _name in ("MLPDSL_BACKEND", "MLPDSL_TARGET"):

@@ -1,6 +1,6 @@
-"""Wrong kernels: generated text with one line changed must be refused by the same checks that pass the text itself.
+"""The mutation gate in CI: every wrong kernel of `tests.mutation` is refused by an ordinary property, and correct ones are not.
 
-Constants that are wrong in the sixth digit are caught by the sweeps in `test_special_values`.
+In full, with 150 examples and every family: `python -m tests.mutation`, whose table is committed and compared with the list here.
 """
 
 from __future__ import annotations
@@ -8,203 +8,165 @@ from __future__ import annotations
 import pytest
 
 from tests import support
-from tests.support import Call, check_call, make_call
 
 if not support.INTERPRETING:
     pytest.skip(support.NO_INTERPRETER, allow_module_level=True)
 
-from dataclasses import dataclass
-from pathlib import Path
+import torch
 
-from mlpdsl import MLPSpec, loader, ops, source
-from mlpdsl.dispatch import Runner, runner, target_of
+from mlpdsl import MLPSpec, source
+from mlpdsl.names import ACTIVATIONS
+from mlpdsl.testing.calls import CallError, check_call, make_call
+from mlpdsl.testing.oracle import OracleError
+from tests.mutation import gate, table
+from tests.mutation.families import FAMILIES
+from tests.mutation.mutant import Mutant, mutant
+from tests.mutation.properties import LawError, computed_again, laws, sweep
+from tests.mutation.registry import MUTANTS, SURVIVORS, cases
 
-MASKED = MLPSpec(dims=(50, 70, 41), activation="gelu", gated=True, bias=True, dtype="bfloat16", epilogue=("layer_scale",))
-PLAIN = MLPSpec(dims=(50, 70, 41), activation="silu", bias=True, dtype="float16", epilogue=("residual",))
-IEEE = MLPSpec(dims=(50, 70, 41), activation="gelu", gated=True, dtype="float32")
-# (gate, up) of one's own, and an epilogue with an operand of each kind.
-OWN = MLPSpec.from_json("""{
-    "dims": [50, 70, 97], "gated": true, "dtype": "float16",
-    "activation": {"expr": "(up + 1.0) * gate * sigmoid(gate * 1.702)"},
-    "epilogue": [{"expr": "skip + keep * gamma * tile / t",
-                  "operands": [["gamma", "column"], ["keep", "row"], ["t", "scalar"], ["skip", "tile"]]}]
-}""")
-TMA = MLPSpec(dims=(72, 136, 104), activation="gelu", gated=True, bias=True, dtype="bfloat16")
+torch.set_num_threads(1)
+
+RECORD = table.read()
 
 
-@dataclass(frozen=True)
-class Mutant:
-    what: str
-    spec: MLPSpec
-    old: str
-    new: str
-    kernel: str = ""
-    """The kernel in which to replace every occurrence; "" for all of the text."""
+def soonest(mutant: Mutant) -> str:
+    """The family in which the committed table has the mutant refused after the fewest examples; the first where it has none."""
+    numbers = {
+        each["family"]: each["killer"]["example"] for each in RECORD["mutants"] if each["name"] == mutant.name and each["killer"]
+    }
+    return min(mutant.families, key=lambda family: numbers.get(family, gate.EXAMPLES))
 
 
-MUTANTS = [
-    Mutant(
-        "x read beyond K",
-        MASKED,
-        "mask=(rows < M)[:, None] & inside_k[None, :], other",
-        "mask=(rows < M)[:, None], other",
-        "hidden_masked",
-    ),
-    Mutant("x and weights read beyond K", MASKED, "inside_k = k + ks < K", "inside_k = k + ks < K + BLOCK_K", "hidden_masked"),
-    Mutant("last step of K left out", MASKED, "range(0, K, BLOCK_K)", "range(0, K - BLOCK_K + 1, BLOCK_K)", "output_masked"),
-    Mutant(
-        "rows stored beyond M",
-        MASKED,
-        "inside = (rows < M)[:, None] & (cols < N)",
-        "inside = (rows < M + 1)[:, None] & (cols < N)",
-        "output_masked",
-    ),
-    Mutant(
-        "columns stored beyond N", MASKED, "[:, None] & (cols < N)[None, :]", "[:, None] & (cols < N + 1)[None, :]", "hidden_masked"
-    ),
-    Mutant("x taken as dense", MASKED, "ks[None, :] * stride_x_k", "ks[None, :]", "hidden_masked"),
-    Mutant(
-        "weight strides swapped",
-        PLAIN,
-        "cols[:, None] * stride_weight_out + ks[None, :] * stride_weight_in",
-        "cols[:, None] * stride_weight_in + ks[None, :] * stride_weight_out",
-        "output_masked",
-    ),
-    Mutant("tile_m and tile_n swapped", MASKED, "tile_m, tile_n = tile_order", "tile_n, tile_m = tile_order", "hidden_masked"),
-    Mutant("gate and up swapped", MASKED, "activate(gate, up)", "activate(up, gate)", "hidden_masked"),
-    Mutant("gate and up swapped where up lies first", TMA, "tl.where(up_first != 0, second, first)", "first", "hidden_tma"),
-    Mutant("gate's gradient without up", MASKED, "(grad * up)", "grad"),
-    Mutant("gate's gradient summed with gate's weight twice", MASKED, "* up_distance", "* 0", "input_grad_masked"),
-    Mutant("gate's and up's gradients by address, not by name", TMA, "plane ^ up_first", "plane", "input_grad_tma"),
-    Mutant(
-        "bias after the activation",
-        PLAIN,
-        "    acc = activate(acc)",
-        "    acc = activate(acc - bias_again) + bias_again",
-        "hidden_masked",
-    ),
-    Mutant(
-        "bias of the first tile for all",
-        PLAIN,
-        "tl.load(bias_ptr + cols, mask=cols < N",
-        "tl.load(bias_ptr + cols % BLOCK_N, mask=cols < N",
-        "hidden_masked",
-    ),
-    Mutant("bias gradient of one tile of rows", PLAIN, "bias_rows_ptr + tile_m.to(tl.int64) * N", "bias_rows_ptr", "epilogue_grad"),
-    Mutant("bias gradient summed over padding", MASKED, "r < count", "r < count + 1", "sum_rows"),
-    Mutant("derivative at the incoming gradient", PLAIN, "activate_grad(acc, x)", "activate_grad(x, acc)", "hidden_grad_masked"),
-    Mutant(
-        "derivative of the up half", MASKED, "activate_grad(acc, gate, up)", "activate_grad(acc, up, gate)", "hidden_grad_masked"
-    ),
-    Mutant(
-        "no derivative at all",
-        PLAIN,
-        "x_grad, hidden = activate_grad(acc, x)",
-        "_, hidden = activate_grad(acc, x)\n    x_grad = acc",
-        "hidden_grad_masked",
-    ),
-    Mutant("hidden not emitted but its gradient", PLAIN, "hidden.to(", "x_grad.to(", "hidden_grad_masked"),
-    Mutant("float32 product in tf32", IEEE, 'input_precision="ieee"', 'input_precision="tf32"'),
-    Mutant(
-        "rounded before the bias",
-        MASKED,
-        "gate += tl.load",
-        "gate = gate.to(tl.bfloat16).to(tl.float32) + tl.load",
-        "hidden_masked",
-    ),
-    Mutant(
-        "rounded before the activation",
-        MASKED,
-        "acc = activate(gate, up)",
-        "acc = activate(gate.to(tl.bfloat16).to(tl.float32), up.to(tl.bfloat16).to(tl.float32))",
-        "hidden_masked",
-    ),
-    Mutant("rounded before the epilogue", MASKED, "finish(acc, ", "finish(acc.to(tl.bfloat16).to(tl.float32), ", "output_masked"),
-    Mutant(
-        "accumulated in bfloat16",
-        MASKED,
-        "acc = tl.dot(x, weight.T, acc)",
-        "acc = tl.dot(x, weight.T, acc).to(tl.bfloat16).to(tl.float32)",
-        "output_masked",
-    ),
-    Mutant(
-        "only the first split of a sum", PLAIN, "split = tl.program_id(1)", "split = tl.program_id(1) * 0", "weight_grad_masked"
-    ),
-    Mutant("splits overlap", PLAIN, "tl.minimum(first_row + rows_per_split, M)", "M", "weight_grad_masked"),
-    Mutant(
-        "a tile of the persistent loop left out",
-        TMA,
-        "tiles_m * tiles_n, tl.num_programs(0)",
-        "tiles_m * tiles_n - 1, tl.num_programs(0)",
-        "output_tma",
-    ),
-    Mutant(
-        "residual's rows by the output's stride",
-        PLAIN,
-        "rows[:, None] * stride_residual_m",
-        "rows[:, None] * stride_out_m",
-        "output_masked",
-    ),
-    Mutant("a row operand by the column", OWN, "operand1_ptr + rows, mask=rows < M", "operand1_ptr + rows * 0, mask=rows < M"),
-    Mutant("a row operand's gradient of one tile of columns", OWN, "tile_n.to(tl.int64) * M + rows", "rows", "epilogue_grad"),
-    Mutant(
-        "a row operand's gradient of the first columns",
-        OWN,
-        "tl.where(inside, operand1_grad",
-        "tl.where(inside & (cols < 64)[None, :], operand1_grad",
-    ),
-    Mutant("a scalar's gradient of one tile of columns", OWN, "tl.num_programs(1) + tile_n", "tl.num_programs(1)", "epilogue_grad"),
-    Mutant("two operands' gradients swapped", OWN, "operand0_grad, operand1_grad", "operand1_grad, operand0_grad", "epilogue_grad"),
-    Mutant("up without its 1", OWN, "(up + 1.0) * gate", "up * gate", "activate"),
-    Mutant("up's gradient without the gate", OWN, "grad * (t6 * gate)", "grad * t6", "activate_grad"),
-    Mutant(
-        "an output column of zeros",
-        PLAIN,
-        "acc.to(tl.float16), mask=inside)",
-        "tl.where(cols[None, :] == 40, 0.0, acc).to(tl.float16), mask=inside)",
-        "output_masked",
-    ),
-]
+@pytest.mark.parametrize("wrong", [m for m in MUTANTS if m.name not in SURVIVORS], ids=lambda m: f"{m.name}, {m.families[0]}")
+def test_refused(wrong: Mutant) -> None:
+    assert gate.hunt(wrong, soonest(wrong)) is not None
 
 
-def mutated(mutant: Mutant) -> str:
-    text = source.generate(mutant.spec).text
-    start, end = 0, len(text)
-    if mutant.kernel:
-        start = text.index(f"def {mutant.kernel}(")
-        end = text.find("\n@triton.jit", start) if "\n@triton.jit" in text[start:] else len(text)
-        after = text.find("\n# Each linear", start)
-        end = min(end, after) if after >= 0 else end
-    body = text[start:end]
-    assert mutant.old in body, f"{mutant.what}: the text no longer has {mutant.old!r}"
-    new = mutant.new.replace("bias_again", "tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(tl.float32)[None, :]")
-    return text[:start] + body.replace(mutant.old, new) + text[end:]
+def test_more_partial_sums_than_fit_one_step() -> None:
+    """`sum_rows` adds 16 at a time, each of 64 rows and more: what drawn calls, of 150 rows at most, do not reach."""
+    spec = FAMILIES["gated"].replace(dims=(8, 9, 8))
+    call = make_call(spec, (1100,), 3)
+    check_call(call)
+    (wrong,) = (m for m in MUTANTS if m.name in SURVIVORS)
+    with gate.running(wrong.text), pytest.raises(OracleError, match="gradient of"):
+        check_call(call)
 
 
-def call_of(spec: MLPSpec) -> Call:
-    """Strided x, residual and gradient, up before gate: what a wrong kernel is likely to trip over."""
-    rows, lies = (150, "padded") if spec is TMA else (70, "strided")
-    return make_call(spec, (rows,), 11, x=lies, operands="ragged", dy="offset", pair="up_first" if spec.gated else "apart")
+def test_every_text_is_still_there() -> None:
+    """Every family of every mutant, also those that only the full run tries."""
+    texts = {mutant.text(FAMILIES[family]) for mutant, family in cases()}
+    assert len(texts) == len(cases()), "two mutants are one"
 
 
-def substitute(monkeypatch: pytest.MonkeyPatch, spec: MLPSpec, text: str, name: str, folder: Path) -> None:
-    """Make the op run `text` for every spec, under a key of its own."""
-    call = call_of(spec)
-    own = runner(spec.to_json(), call.x.device)
-    module = loader.load(folder / "kernel.py", text, f"{name:x<16}".replace(" ", "_"))
-    monkeypatch.setattr(ops, "runner", lambda spec_json, device: Runner(own.plan, module, own.pick))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_correct_cases_pass(family: str) -> None:
+    tried, refused = gate.alarms(family, 4)
+    assert not refused
+    assert tried >= 5
 
 
-@pytest.mark.parametrize("spec", [MASKED, PLAIN, IEEE, TMA, OWN], ids=["masked", "plain", "ieee", "tma", "own"])
-def test_the_text_itself_passes(spec: MLPSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert target_of(call_of(spec).x.device).has_tma
-    substitute(monkeypatch, spec, source.generate(spec).text, f"itself{spec.short_name}", tmp_path)
-    check_call(call_of(spec))
+def test_an_equal_kernel_survives() -> None:
+    """The gate answers None where there is nothing to refuse, so a kill is the properties' doing and not the gate's."""
+    same = mutant("the same sum", "relu", "hidden_masked", ("inside_k = k + ks < K", "inside_k = ks + k < K"))
+    assert gate.hunt(same, "relu", 2) is None
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.what.replace(" ", "-"))
-def test_refused(mutant: Mutant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    text = mutated(mutant)
-    substitute(monkeypatch, mutant.spec, text, f"mutant {MUTANTS.index(mutant)}", tmp_path)
-    with pytest.raises(AssertionError):  # the oracle's or a guard's word, not a crash
-        check_call(call_of(mutant.spec))
+def test_a_crash_is_no_kill() -> None:
+    crash = mutant("a name that is not there", "relu", "hidden_masked", ("inside_k = k + ks < K", "inside_k = nowhere"))
+    with pytest.raises(gate.Malformed, match="a name that is not there"):
+        gate.hunt(crash, "relu", 5)
+
+
+def test_text_that_is_gone_is_said() -> None:
+    for old, within in (("text that nobody wrote", "hidden_masked"), ("inside_k", "no_such_kernel")):
+        with pytest.raises(AssertionError, match="no longer has"):
+            gate.hunt(mutant("gone", "relu", within, (old, "")), "relu", 5)
+
+
+def test_a_change_stays_in_its_function() -> None:
+    spec = FAMILIES["relu"]
+    text, own = mutant("one", "relu", "output_masked", ("BLOCK_K", "OTHER")).text(spec), source.generate(spec).text
+    start, end = own.index("def output_masked("), own.index("# Each linear")
+    assert text[:start] == own[:start] and text.endswith(own[end:]) and "OTHER" in text and "BLOCK_K" in text
+    assert "BLOCK_K" not in text[start : len(text) - len(own) + end]
+
+
+def test_each_law_can_fail() -> None:
+    """The laws, each on kernels that break it and nothing that the oracle sees."""
+    spec = FAMILIES["relu"]
+    call = make_call(spec, (5,), 0, x="strided", requires_grad=("x",))
+    broken = {
+        "fewer gradients": ("backward", "grads[0] = launch_input_grad(grad, weight_tensors, pick)",
+                            "grads[0] = launch_input_grad(grad, weight_tensors, pick) * (1.0 if all(needs) else 1.0000002)"),
+        "dense copies": ("launch_output", "return out, None", "return out * (1.0 if kept_dense else 1.0000002), None"),
+        "wrote what forward had saved": ("launch_hidden_grad", "preact_grad = torch.empty_like(preact)", "preact_grad = preact"),
+        "NaN in another row": ("launch_output", "return out, None", "return out + 0.0 * out.sum(), None"),
+        "1024 times x": ("launch_output", "return out, None", "return out + 0.25, None"),
+    }  # fmt: skip
+    for message, (within, old, new) in broken.items():
+        edits = [(old, new.replace("kept_dense", "weights[0].is_contiguous()"))]
+        used = make_call(spec, (5,), 0, weights="transposed") if "dense" in message else call
+        with gate.running(mutant(message, "relu", within, *edits).text), pytest.raises(LawError, match=message):
+            laws(used)
+    laws(call)
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_hidden_values_computed_again(name: str, gated: bool) -> None:
+    """Every activation as backward emits it for the weight gradient, at every point of the sweep."""
+    computed_again(MLPSpec(dims=(1, 1, 1), activation=name, gated=gated, bias=gated))
+
+
+def test_the_sweep_can_fail() -> None:
+    spec = MLPSpec(dims=(1, 1, 1), activation="silu")
+    sweep(spec)
+    again = mutant("again", "relu", "activate_grad", ("t4 * t3", "t4 * t3 * 1.00001"))
+    with gate.running(again.text), pytest.raises(OracleError):
+        sweep(spec)
+    with gate.running(mutant("late", "relu", "activate", ("200.0", "2.0")).text), pytest.raises(OracleError):
+        sweep(spec)
+
+
+def test_verdicts_are_read() -> None:
+    """What the table calls a refusal, from the errors as they are raised."""
+
+    def said(within: str, old: str, new: str, **words: object) -> tuple[str, float | None]:
+        spec = FAMILIES["plain"]
+        with gate.running(mutant("said", "plain", within, (old, new)).text), pytest.raises(AssertionError) as raised:
+            check_call(make_call(spec, (20,), 3, **words))
+        return gate.verdict(raised.value)
+
+    rule, ratio = said("output_masked", "acc.to(tl.float16)", "(acc * 1.01).to(tl.float16)")
+    assert rule == "bound, y" and ratio is not None and ratio > 1
+    rule, ratio = said("weight_grad_masked", "acc.to(tl.float16)", "(acc * 1.01).to(tl.float16)")
+    assert rule.startswith("bound, gradient of ") and rule.endswith(".weight") and ratio is not None and ratio > 1
+    assert said("output_masked", "mask=inside)", "mask=inside & (cols > 0)[None, :])") == ("NaN in y", None)
+    assert said("launch_hidden_grad", "torch.empty_like(preact)", "preact", pattern="retained")[0].endswith(
+        "has other bits the second time"
+    )
+    assert gate.verdict(CallError("3 elements written after a tensor of 6 torch.float32 elements")) == ("guard zone", None)
+    rms = OracleError(
+        "gradient of x of MLPSpec(…): every element is within its bound, but the root mean square error 0.3 exceeds 0.2, 3 …"
+    )
+    assert gate.verdict(rms) == ("root mean square, gradient of x", pytest.approx(1.5))
+
+
+def test_the_committed_table() -> None:
+    """The table is of the mutants that there are, and says what the gate promises."""
+    listed = [(each["name"], each["family"], each["within"]) for each in RECORD["mutants"]]
+    assert listed == [(mutant.name, family, mutant.within) for mutant, family in cases()], "run python -m tests.mutation"
+    assert RECORD["families"] == {name: spec.to_json() for name, spec in FAMILIES.items()}
+    assert RECORD["survivors"] == SURVIVORS
+    left = {each["name"] for each in RECORD["mutants"] if each["killer"] is None}
+    assert left == set(SURVIVORS)
+    assert len(SURVIVORS) * 25 <= len(MUTANTS)
+    assert all(each["killer"]["example"] <= RECORD["examples"] == 150 for each in RECORD["mutants"] if each["killer"])
+    assert RECORD["false alarms"]["alarms"] == 0 and RECORD["false alarms"]["of"] >= 600
+    assert table.PAGE.read_text(encoding="utf-8") == table.page(RECORD), "docs/mutants.md: run python -m tests.mutation"
+
+
+def test_names_are_apart() -> None:
+    named = [(mutant.name, family) for mutant, family in cases()]
+    assert len(set(named)) == len(named)
+    assert {mutant.name for mutant in MUTANTS} >= set(SURVIVORS)

@@ -1,0 +1,1 @@
+"""Generated kernels under NVIDIA's compute-sanitizer: `python -m tests.sanitizer`."""
