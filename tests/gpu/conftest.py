@@ -11,6 +11,7 @@ from tests import support
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != "test_tier.py")  # the longest first, so that no process is left with one
     reason = support.NO_GPU if not torch.cuda.is_available() else ""
     if support.INTERPRETING:
         reason = "needs TRITON_INTERPRET unset: kernels are compiled here"

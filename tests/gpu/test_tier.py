@@ -19,7 +19,7 @@ from mlpdsl.testing.calls import LAYOUTS, PAIRS, WEIGHT_LAYOUTS, Call, check_cal
 from tests.sixteen import SPECS
 
 EXAMPLES = 300
-DRAWN_LAYOUTS = 4
+DRAWN_LAYOUTS = 2
 EDGES = (1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300)
 
 
