@@ -1,0 +1,32 @@
+"""The specs whose kernels are mutated, by name. Small, so that an interpreted call takes tens of milliseconds."""
+
+from __future__ import annotations
+
+from mlpdsl import MLPSpec
+
+__all__ = ["FAMILIES"]
+
+FAMILIES: dict[str, MLPSpec] = {
+    # Masked loads alone: widths with a tail for every tile size.
+    "gated": MLPSpec(dims=(50, 70, 41), activation="gelu", gated=True, bias=True, dtype="bfloat16", epilogue=("layer_scale",)),
+    "plain": MLPSpec(dims=(50, 70, 41), activation="silu", bias=True, dtype="float16", epilogue=("residual",)),
+    "float32": MLPSpec(dims=(50, 70, 41), activation="gelu", gated=True, dtype="float32"),
+    "relu": MLPSpec(dims=(50, 70, 41), activation="relu", dtype="float32"),
+    "deep": MLPSpec(dims=(33, 47, 65, 20), activation="gelu_tanh", bias=True, dtype="float32"),
+    "quick": MLPSpec(dims=(33, 47, 20), activation="quick_gelu", dtype="float32"),
+    "chain": MLPSpec(
+        dims=(40, 71), activation="identity", bias=True, dtype="bfloat16", epilogue=("layer_scale", "silu", "scale", "residual")
+    ),
+    # (gate, up) of one's own, and an epilogue with an operand of each kind.
+    "own": MLPSpec.from_json("""{
+        "dims": [50, 70, 97], "gated": true, "dtype": "float16",
+        "activation": {"expr": "(up + 1.0) * gate * sigmoid(gate * 1.702)"},
+        "epilogue": [{"expr": "skip + keep * gamma * tile / t",
+                      "operands": [["gamma", "column"], ["keep", "row"], ["t", "scalar"], ["skip", "tile"]]}]
+    }"""),
+    # Tensor descriptors, wherever the tensors that are drawn fit them: several tiles each way, the last ones clipped.
+    "gated_tma": MLPSpec(dims=(72, 88, 80), activation="gelu", gated=True, bias=True, dtype="bfloat16"),
+    "plain_tma": MLPSpec(dims=(72, 88, 80), activation="silu", bias=True, dtype="float16", epilogue=("residual",)),
+    "scaled_tma": MLPSpec(dims=(72, 80), activation="identity", bias=True, dtype="bfloat16", epilogue=("layer_scale", "scale")),
+}
+"""Each family by its name: what a mutant's `families` name."""
