@@ -26,8 +26,9 @@ demo: $(STAMP) ## Run the demo: no GPU needed
 	$(BIN)/python examples/demo.py
 
 test: lint ## Lint, types, and every test that needs no GPU
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/interpreted
-	$(BIN)/python -m pytest -q tests/unit tests/compiled tests/faults
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/interpreted
+	$(BIN)/python -m pytest -q -n 2 tests/unit tests/faults
+	$(BIN)/python -m pytest -q tests/compiled
 
 test-compiled: $(STAMP) ## Every kernel of 24 specs for six architectures, compiled only
 	$(BIN)/python -m tests.compiled.matrix

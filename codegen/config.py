@@ -40,9 +40,6 @@ def choose(role: str, path: str, m: int, n: int, k: int, *, dtype: str, planes: 
         config = _float32(role, m, n, planes, target)
     else:
         config = _pointers(role, m, n, k, planes, target)
-    if target.kind == "cuda" and target.name != "sm_90":
-        # Left alone, ptxas spills a few bytes where that lets one more program fit a multiprocessor, whatever their shared memory.
-        config = replace(config, registers=255)
     return _split(config, m, n, k) if role == "weight_grad" else config
 
 
@@ -78,8 +75,10 @@ def _descriptors(role: str, m: int, n: int, k: int, planes: int, target: Target)
         # one of 8 warps at 4096x14336, m = 4096 on an H200. These take up to 255 registers; elsewhere, and where the last tile
         # would be half empty at least, smaller ones do.
         half_empty = 0 < n % 128 <= 64
-        block_m, block_n = (128, 64 if half_empty else 128) if target.name == "sm_90" else (64, 128)
-        return Config(block_m, block_n, 64, num_warps=4, num_stages=3, residency=2)
+        if target.name == "sm_90":
+            return Config(128, 64 if half_empty else 128, 64, num_warps=4, num_stages=3, residency=2)
+        # Left alone, ptxas stops here at 128 registers and spills a few bytes, for one more program than the memory holds.
+        return Config(64, 128, 64, num_warps=4, num_stages=3, residency=2, registers=255)
     if role == "hidden" and k <= 2048:
         # A short sum: the activation is a large share, and two tiles in place of a wide one let it overlap (80 us against 86 at
         # 1024x4096 gelu, m = 4096 on an H200).

@@ -21,6 +21,7 @@ from mlpdsl import MLPSpec, UnsupportedError
 from mlpdsl.codegen.lower import lower
 from mlpdsl.resources import Resources, resources
 from mlpdsl.target import TARGETS
+from mlpdsl.version import __version__
 
 CHIPS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100")
 
@@ -187,10 +188,11 @@ def main(path: Path) -> int:
         found = dict(zip(CASES, executor.map(attempt, CASES), strict=True))
     compiled = [row for rows in found.values() if not isinstance(rows, str) for row in rows]
     columns = [f.name for f in fields(Row) if f.name != "faults"]
+    versions = {name: version(name) for name in ("triton", "torch")}
     head: dict[str, Any] = {
-        "command": "python -m tests.compiled.matrix",
+        "command": "make test-compiled",
         "date": f"{date.today()}",
-        "versions": {name: version(name) for name in ("triton", "torch", "mlpdsl")} | {"python": platform.python_version()},
+        "versions": {**versions, "mlpdsl": __version__, "python": platform.python_version()},
         "processes": 2,
         "seconds": round(time.monotonic() - start),
         "specs": len(SPECS), "chips": len(CHIPS), "kernels": len(compiled),

@@ -10,7 +10,7 @@ from mlpdsl import MLPSpec, source
 from tests.mutation.families import FAMILIES
 from tests.mutation.mutant import Mutant, mutant
 
-__all__ = ["MUTANTS", "constant_mutants"]
+__all__ = ["CONSTANTS", "MUTANTS"]
 
 SIGMOID = "(1.0 / (1.0 + tl.exp(-({}))))"
 TANH_GELU = "gate * " + SIGMOID.format("gate * 1.5957691216057308 * (gate * gate * 0.044715 + 1.0)")
@@ -55,4 +55,5 @@ def constant_mutants() -> list[Mutant]:
     return found
 
 
-MUTANTS = [*FUNCTIONS, *constant_mutants()]
+CONSTANTS = constant_mutants()
+MUTANTS = [*FUNCTIONS, *CONSTANTS]
