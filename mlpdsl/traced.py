@@ -10,6 +10,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mlpdsl.codegen.expr import formula, soundness
@@ -319,17 +320,18 @@ def accept(value: object, where: str, *, on_output: bool = False) -> Function | 
 
 
 def _held_to_the_grammar(function: Function, where: str, on_output: bool) -> Function:
-    """The function, if its texts are what its JSON form may hold: somebody may have put it together by hand."""
+    """The function with its texts as its JSON form has them: somebody may have put it together by hand, or renamed its input."""
     try:
-        same = _reads_back(function, on_output)
+        read = _read_back(function, on_output)
+        same = (read.inputs, read.kinds) == (function.inputs, function.kinds)
     except (SpecError, TypeError, AttributeError):  # not in the grammar, or fields of other types
         same = False
     if not same:
         step = "Pass the function itself to one of them."
         raise SpecError(describe(where, function, "what mlpdsl.activation or mlpdsl.epilogue returns", step))
-    return function
+    return replace(function, value=read.value, partials=read.partials, snippets=read.snippets)
 
 
 @functools.lru_cache(maxsize=4096)
-def _reads_back(function: Function, on_output: bool) -> bool:
-    return from_plain(function.to_plain(), "function", on_output) == function
+def _read_back(function: Function, on_output: bool) -> Function:
+    return from_plain(function.to_plain(), "function", on_output)

@@ -1038,3 +1038,11 @@ class TestReviewed:
         mlp = mlpdsl.compile(pickle.loads(pickle.dumps(spec)))
         with pytest.raises(UnsupportedError, match="text for triton only"):
             mlp(torch.randn(2, spec.d_in), *(torch.randn(s) for s in spec.parameter_shapes().values()))
+
+
+def test_an_activation_as_an_epilogue_reads_back() -> None:
+    """The input is another word there, and a formula's canonical form follows its words."""
+    own = mlpdsl.activation(lambda x: 0.5 * x * torch.special.erfc(-x * 0.7071067811865476))
+    spec = MLPSpec(dims=(4, 4), activation="identity", epilogue=(own,))
+    assert MLPSpec.from_json(spec.to_json()) == spec
+    assert spec.replace(bias=True).epilogue == spec.epilogue
