@@ -27,8 +27,8 @@ demo: $(STAMP) ## Run the demo: no GPU needed
 
 test: lint ## Lint, types, and every test that needs no GPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/interpreted
-	$(BIN)/python -m pytest -q -n 2 tests/unit tests/faults
-	$(BIN)/python -m pytest -q tests/compiled
+	$(BIN)/python -m pytest -q -n 2 tests/unit tests/faults tests/compiled/test_examples.py
+	$(BIN)/python -m pytest -q tests/compiled --ignore tests/compiled/test_examples.py
 
 test-compiled: $(STAMP) ## Every kernel of 24 specs for six architectures, compiled only
 	$(BIN)/python -m tests.compiled.matrix

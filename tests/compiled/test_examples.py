@@ -197,7 +197,7 @@ def test_training_by_eager_alone(example: Example, tmp_path: Path) -> None:
 
 @needs_training
 def test_a_curve_that_is_not_eagers_ends_with_status_1(example: Example, tmp_path: Path) -> None:
-    done = example("train_mlp", "--epochs", 1, "--batch", 64, "--tolerance", 1e-15, status=1)
+    done = example("train_mlp", "--epochs", 1, "--batch", 64, "--dtype", "bfloat16", "--tolerance", 1e-15, status=1)
     assert "THEY DO NOT AGREE" in done.stdout
     assert png(tmp_path / "train_mlp.png")[1] > 20
 

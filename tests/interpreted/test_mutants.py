@@ -40,7 +40,7 @@ def soonest(mutant: Mutant) -> tuple[int, str]:
 
 # Of the constants, which are much alike and take a sweep of a second or two each, every eighth; and none that takes many examples.
 TRIED = [
-    m for m in MUTANTS if m.name not in SURVIVORS and soonest(m)[0] <= 8 and (m not in CONSTANTS or CONSTANTS.index(m) % 8 == 0)
+    m for m in MUTANTS if m.name not in SURVIVORS and soonest(m)[0] <= 3 and (m not in CONSTANTS or CONSTANTS.index(m) % 8 == 0)
 ]
 
 
@@ -118,10 +118,10 @@ def test_each_law_can_fail() -> None:
     laws(call)
 
 
-@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_hidden_values_computed_again(name: str, gated: bool) -> None:
+def test_hidden_values_computed_again(name: str) -> None:
     """Every activation as backward emits it for the weight gradient, at every point of the sweep."""
+    gated = ACTIVATIONS.index(name) % 2 == 0
     computed_again(MLPSpec(dims=(1, 1, 1), activation=name, gated=gated, bias=gated))
 
 

@@ -209,7 +209,9 @@ def test_kill_9_loses_one_batch_at_most(fuzz: Fuzz, stand: Stand, tmp_path: Path
     status, out, _ = fuzz(SPEC.to_json(), "--examples", "200", "--resume")
     assert status == 0 and "200 calls in" in out
     assert not set(before[:kept]) & set(stand.made)
-    assert stand.made[: len(before) - kept] == before[kept:]  # the batch under way is drawn again
+    # Not one more is lost. That the batch is the same again holds for a process that has imported the same: Hypothesis draws
+    # constants of the code that it finds loaded.
+    assert len(stand.made) == 200 - kept
 
 
 def test_the_state_of_another_run_is_refused_and_kept(fuzz: Fuzz, monkeypatch: pytest.MonkeyPatch) -> None:

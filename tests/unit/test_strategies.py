@@ -119,7 +119,7 @@ def test_narrowed_keeps_what_matters() -> None:
 
 
 def test_calls_are_varied_and_print_small() -> None:
-    found = drawn(strategies.calls(GATED), 150)
+    found = drawn(strategies.calls(GATED), 300)
     assert {call.values for call in found} == set(calls.VALUES)
     assert {call.pattern for call in found} == set(calls.PATTERNS)
     assert {call.recipe.get("x", "dense") for call in found} == set(calls.LAYOUTS)
