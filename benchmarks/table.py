@@ -1,4 +1,4 @@
-"""The table of a result file, in Markdown, as README.md holds it.
+"""The table of a result file, in Markdown, as README.md or docs/verification.md holds it.
 
 python benchmarks/table.py benchmarks/results/forward-h200.json
 """
@@ -6,19 +6,45 @@ python benchmarks/table.py benchmarks/results/forward-h200.json
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def table(path: Path) -> str:
     """Every row of the file, losing ones included, in the file's order."""
     result = json.loads(path.read_text())
+    if "cells" in result:
+        return calibration(result)
     lines = ["| MLP, rows | mlpdsl, µs | eager PyTorch, µs | ratio (lowest, highest) |", "|---|---|---|---|"]
     for name, row in result["rows"].items():
         low, high = row["speedup_range"]
         times = (f"{row[who]['median_us']:.0f}" for who in ("mlpdsl", "eager"))
         lines.append(f"| {name.replace('-m', ', M = ')} | {' | '.join(times)} | {row['speedup']:.2f} ({low:.2f}, {high:.2f}) |")
     return "\n".join(lines)
+
+
+def calibration(result: dict[str, Any]) -> str:
+    """A row a dtype: the largest error over its bound, and over kinds of MLP the least and largest factor 1 + ε that is refused."""
+    lines = [
+        "| H200 | largest error / bound, y | the same, gradients | ε refused, y | ε refused, gradients |",
+        "|---|---|---|---|---|",
+    ]
+    for dtype in ("bfloat16", "float16", "float32", "float32 tf32"):
+        cells = [cell for name, cell in result["cells"].items() if name.split(", ", 1)[1] == dtype]
+        ys = [cell["y"] for cell in cells]
+        grads = [found for cell in cells for name, found in cell.items() if name not in ("calls", "y")]
+        worst = (f"{max(found['error_over_bound']['max'] for found in side):.2f}" for side in (ys, grads))
+        seen = (_range([found["least_error_seen"]["factor"] for found in side]) for side in (ys, grads))
+        lines.append(f"| {dtype.replace(' ', ', ')} | {' | '.join(worst)} | {' | '.join(seen)} |")
+    return "\n".join(lines)
+
+
+def _range(factors: list[float | None]) -> str:
+    powers = sorted(round(math.log2(f)) for f in factors if f)
+    low, high = (f"2{str(p).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}" for p in (powers[0], powers[-1]))
+    return low if low == high else f"{low} to {high}"
 
 
 if __name__ == "__main__":

@@ -90,8 +90,8 @@ def fuzz(
     then the search goes on, with the same spec (for other failures) and with the others. Calls that are known to fail, by
     --database, come first.
 
-    Exit status: 0 every call passed; 1 something failed; 2 a mistake in what was asked; 3 no kernel could run here; 130 ended by
-    Ctrl-C. After an interruption of any kind, --resume goes on where it was, and draws no call again.
+    Exit status: 0 every call passed; 1 something failed; 2 a mistake in what was asked; 3 no kernel could run here, or none in the
+    time; 130 ended by Ctrl-C. After an interruption of any kind, --resume goes on where it was, and draws no call again.
     """
     import click
     import torch
@@ -127,7 +127,7 @@ def fuzz(
 def _status(night: Night) -> int:
     if any(p.failures for p in night.progress):
         return 1
-    return NOTHING_RAN if all(p.reason for p in night.progress) else 0
+    return 0 if _calls(night) else NOTHING_RAN
 
 
 def _introduce(night: Night, resumed: bool, compile_for: str | None) -> None:
@@ -149,10 +149,10 @@ def _say(text: str) -> None:
 def _summary(night: Night, seconds: float) -> str:
     rows = [f"{_calls(night):,} calls in {_time(seconds)}"]
     for p in night.progress:
-        state = f"{len(p.failures)} failed" if p.failures else "not run" if p.reason else "passed"
+        state = f"{len(p.failures)} failed" if p.failures else "passed" if p.calls else "not run"
         rows.append(f"{state:<9} {p.name}: {p.calls:,} calls" + (f", kernels compiled for {p.compiled}" if p.compiled else ""))
-        if p.reason:
-            rows.append(f"          {p.reason}")
+        if p.reason or not (p.calls or p.failures):
+            rows.append(f"          {p.reason or 'the time was up before its first call'}")
         if p.worst_call:
             rows.append(f"          nearest to its bound, {p.worst:.2f} of it: {p.worst_call}")
         rows += [f"          {night.folder / f.script}: {f.origin}" for f in p.failures]

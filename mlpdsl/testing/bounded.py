@@ -12,8 +12,18 @@ u = 2⁻²⁴, e a bound on the step's own input, and 1.05 for the second-order 
     rounding        e + 1.05·(u_dtype·|v| + half the dtype's subnormal step), u_dtype = 2⁻⁸ bf16, 2⁻¹¹ fp16, 2⁻²⁴ fp32
 
 Bounds are relative to the values everywhere: the only absolute terms are subnormal steps, and 2⁻¹²⁶ for float32, whose
-subnormals GPUs may flush. What exceeds a dtype's range becomes inf as the cast makes it; where the bound does not tell
-whether it does, or where float32 partial sums may overflow, the bound is inf and nothing is asked of that element.
+subnormals GPUs may flush.
+
+Infinities and NaN are asked for where every correct kernel has them: what exceeds a dtype's range becomes inf as the cast makes it,
+and a NaN that is certain makes one of all that it enters. The bound is inf, and nothing is asked, where correct kernels may differ:
+
+    rounding        the bound does not tell whether the dtype's range is exceeded (`settled`)
+    Σ, x·Wᵀ         some order of the terms overflows and another does not, or to the other side (`_order_decides`)
+    x·Wᵀ in tf32    an input above tf32's largest number, which rounds to inf
+    a∘b, x·Wᵀ       inf times what may be 0, because 0 is within its bound or a subnormal may be flushed (`_may_vanish`)
+    a∘b∘c           the product of those factors that exceed 1 overflows, and the whole does not for certain (`_reach`)
+    g·f'            the chain rule, where f' may be 0 and g or another derivative is inf or NaN, or an overflow of theirs comes
+                    before it: a gate that is shut ends them, a factor of 0 makes NaN (`chained`)
 """
 
 from __future__ import annotations
@@ -187,31 +197,23 @@ def add(a: Bounded, b: Bounded) -> Bounded:
 
 def mul(*factors: Bounded) -> Bounded:
     """The product of two or more in float32; the order is the kernel's."""
-    value, ends = factors[0].value, factors[0].value.abs() + factors[0].bound
-    for f in factors[1:]:
-        value, ends = value * f.value, ends * (f.value.abs() + f.bound)
-    reach = _reach(factors) if len(factors) > 2 else torch.ones_like(value)  # what comes on the way is no larger
+    value = ends = least = torch.ones_like(factors[0].value)
+    infinite = faint = nan = torch.zeros_like(value, dtype=torch.bool)
+    for f in factors:
+        size = f.value.abs()
+        value, ends = value * f.value, ends * (size + f.bound)
+        least = least * torch.where(f.value.isfinite(), size.clamp(max=1.0), 1.0)
+        infinite, faint, nan = infinite | f.value.isinf(), faint | _may_vanish(f), nan | _certain_nan(f)
+    reach = _reach(factors) if len(factors) > 2 else torch.ones_like(value)
     loss = SLACK * (len(factors) - 1) * U32 * ends + TINY32 * reach
     result = settled(value, ends - value.abs() + loss, *factors)
-    unknown = reach > MAX32
-    if len(factors) > 2:
-        certain = result.value.isinf() & (result.bound == 0)
-        unknown = unknown & ~certain
-    infinite, faint = torch.zeros_like(unknown), torch.zeros_like(unknown)
-    least = torch.ones_like(value)
-    for f in factors:
-        infinite = infinite | f.value.isinf()
-        faint = faint | _may_vanish(f)
-        least = least * torch.where(f.value.isfinite(), f.value.abs().clamp(max=1.0), 1.0)
-    faint = faint | ((least > 0) & (least < TINY32))
-    nan = torch.zeros_like(unknown)
-    for f in factors:
-        nan = nan | _certain_nan(f)
-    return _asked(result, unknown | (infinite & faint), nan)
+    certain = result.value.isinf() & (result.bound == 0)
+    faint = faint | ((least > 0) & (least < TINY32))  # what comes on the way
+    return _asked(result, ((reach > MAX32) & ~certain) | (infinite & faint), nan)
 
 
 def _reach(factors: Sequence[Bounded]) -> Tensor:
-    """The product of the factors of more than 1, infinities left out."""
+    """The product of the factors of more than 1, infinities left out: nothing that comes on the way to the whole is larger."""
     reach = torch.ones_like(factors[0].value)
     for f in factors:
         reach = reach * torch.where(f.value.isfinite(), (f.value.abs() + f.bound).clamp(min=1.0), 1.0)
@@ -222,10 +224,9 @@ def chained(gradient: Bounded, *by: Bounded) -> Bounded:
     """The chain rule: gradient times derivatives. One that is 0 may be a shut gate, behind which inf and NaN end, or a factor."""
     result = mul(gradient, *by)
     shut = torch.zeros_like(result.value, dtype=torch.bool)
-    for f in by:
-        shut = shut | (f.value.abs() <= f.bound) | (f.value.abs() < TINY32)
     wild = ~gradient.value.isfinite() | (_reach((gradient, *by)) > MAX32)
     for f in by:
+        shut = shut | (f.value.abs() <= f.bound) | (f.value.abs() < TINY32)
         wild = wild | ~f.value.isfinite()
     return Bounded(result.value, result.bound.masked_fill(shut & wild, torch.inf))
 

@@ -37,7 +37,7 @@ from mlpdsl.testing.memory import (
 
 __all__ = [
     "BITS", "GPU_PATTERNS", "GUARD", "LAYOUTS", "PAIRS", "PATTERNS", "VALUES", "WEIGHT_LAYOUTS", "Call", "CallError", "Guards",
-    "Verdict", "bits", "check_call", "guarded_allocations", "judge", "make_call", "place", "run_call", "same_bits",
+    "Verdict", "bits", "check_call", "guarded_allocations", "judge", "make_call", "place", "run_call", "same_bits", "written",
 ]  # fmt: skip
 
 PAIRS = ("apart", "stacked", "up_first", "unlike", "tied")
@@ -119,12 +119,17 @@ class Call:
     def __repr__(self) -> str:
         if not self.recipe:
             return f"<Call of {self.spec!r}, x {tuple(self.x.shape)}>"
-        words = (f"{name}={value!r}" for name, value in self.recipe.items() if name not in ("lead", "seed"))
-        return f"make_call({', '.join([repr(self.spec), repr(self.recipe['lead']), repr(self.recipe['seed']), *words])})"
+        return written(repr(self.spec), self.recipe)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """For Hypothesis, which would print the fields of a dataclass, tensors and all."""
         printer.text(repr(self))
+
+
+def written(spec: str, recipe: Mapping[str, Any]) -> str:
+    """The Python source of `make_call(spec, **recipe)`, `spec` being source itself."""
+    words = (f"{name}={value!r}" for name, value in recipe.items() if name not in ("lead", "seed"))
+    return f"make_call({', '.join([spec, repr(recipe['lead']), repr(recipe['seed']), *words])})"
 
 
 def make_call(
@@ -267,7 +272,9 @@ def run_call(call: Call, mlp: Callable[..., Tensor]) -> tuple[Tensor, dict[str, 
     if call.pattern == "retained":
         again = [(y, backward())]
     elif call.pattern == "repeat":
-        again = [call.gradients(mlp), (replace(call, requires_grad=()).gradients(mlp)[0], grads)]
+        # Three of each: a call that comes again is recorded, and then repeated from the recording.
+        alone = replace(call, requires_grad=())
+        again = [call.gradients(mlp), call.gradients(mlp), *((alone.gradients(mlp)[0], grads) for _ in range(3))]
     elif call.pattern in GPU_PATTERNS and call.x.numel():
         with torch.cuda.device(call.x.device):
             again = [(_captured if call.pattern == "captured" else _on_side_stream)(call, mlp)]

@@ -154,8 +154,7 @@ def _step(op: str, args: list[Tensor], e: list[Tensor]) -> tuple[Tensor, Tensor]
         return v, (a.abs() * eb).nan_to_num(0.0) + (b.abs() * ea).nan_to_num(0.0) + ea * eb + U32 * v.abs() + TINY32
     if op == "div":
         v = a / b
-        loss = (ea + v.abs() * eb) / (b.abs() - eb) + 3 * U32 * v.abs() + TINY32
-        loss = torch.where((b.abs() + eb > 2.0**126) & (a != 0), torch.inf, loss)  # GPUs give 0 there: 1/b would underflow
+        loss = (ea + v.abs() * eb) / (b.abs() - eb) + 3 * U32 * v.abs() + TINY32  # div.full scales: as exact above 2¹²⁶
         return v, torch.where(eb >= b.abs(), torch.where(ea + eb == 0, 0.0, torch.inf), torch.where(b.isinf(), TINY32, loss))
     if op in ("neg", "abs"):
         return (-a if op == "neg" else a.abs()), ea

@@ -1,7 +1,7 @@
 """The oracle's own definitions of the activations: value and derivative in float64, closed forms without cancellation.
 
 Written from the mathematics, independently of `mlpdsl.codegen`, and proved against 50-digit arithmetic in
-`tests/unit/test_oracle.py`: relative error about 1e-13 at every scale, down to where float64 underflows. With
+`tests/unit/oracle/test_functions.py`: relative error about 1e-13 at every scale, down to where float64 underflows. With
 σ(x) = 1/(1 + e^−x), Φ the normal distribution function and φ its density:
 
 * Φ(x) is ½·erfc(−x/√2), not ½·(1 + erf), nor `torch.special.ndtr`, which is that in disguise; 1 − tanh² is 1/cosh²;

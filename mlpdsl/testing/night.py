@@ -158,7 +158,8 @@ class Night:
     def run(
         self, examples: int | None, end: float, compile_for: str | None, database: Path, tell: Callable[[str, Progress], None]
     ) -> None:
-        """Make calls until each spec has `examples` of them (None: without limit) or `time.monotonic()` is past `end`.
+        """Make calls until each spec has `examples` of them (None: without limit) or `time.monotonic()` is past `end`. Specs take
+        turns of a batch, none of which lasts longer than an equal part of the time left.
 
         `compile_for` is the target for which kernels are compiled without running, `database` the folder of Hypothesis's database.
         Whatever ends it (Ctrl-C), the state is written.
@@ -169,15 +170,20 @@ class Night:
         self._save()
         try:
             self._where = str(self._child.ask("where"))
-            for p in self.progress:
+            for i, p in enumerate(self.progress):
+                until = _share(end, len(self.progress) - i)
                 with self._compiling(p, compiler, compile_for if time.monotonic() < end else None):
                     p.reason = str(self._child.ask("reasons", spec=p.spec))
                     if p.reason:
                         tell("skip", p)
-                    elif self._known(p, database, end) and self._wanted(p, examples) and self._batch(p, examples, end, database):
+                    elif self._known(p, database, end) and self._wanted(p, examples) and self._batch(p, examples, until, database):
                         active.append(p)
             while active and time.monotonic() < end:
-                active = [p for p in active if self._wanted(p, examples) and self._batch(p, examples, end, database)]
+                still = []
+                for i, p in enumerate(active):
+                    if self._wanted(p, examples) and self._batch(p, examples, _share(end, len(active) - i), database):
+                        still.append(p)
+                active = still
         finally:
             self._save()
             self._child.close(kill=True)
@@ -320,6 +326,12 @@ _WORDS = {
     "narrow": "whether widths are narrow",
     "interpret": "whether kernels are interpreted",
 }
+
+
+def _share(end: float, specs: int) -> float:
+    """When the turn of the first of so many specs ends."""
+    now = time.monotonic()
+    return now + max(0.0, end - now) / specs
 
 
 def _seed(seed: int, spec: str, batch: int) -> int:

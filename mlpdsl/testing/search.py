@@ -6,7 +6,7 @@ import contextlib
 import json
 import platform
 import unittest
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -18,7 +18,7 @@ from hypothesis.strategies import SearchStrategy
 
 from mlpdsl.spec import MLPSpec
 from mlpdsl.testing import strategies
-from mlpdsl.testing.calls import Call
+from mlpdsl.testing.calls import Call, written
 from mlpdsl.testing.child import Child
 from mlpdsl.testing.places import words_here
 from mlpdsl.testing.strategies import Recipe
@@ -134,7 +134,6 @@ def script(call: Call | Recipe, where: str | None = None) -> str:
     `where` is what ran the kernels, this process's own by default.
     """
     where = words_here() if where is None else where
-    words = ", ".join(["spec", *_arguments(call.recipe)])
     interpreted = where == "Triton's interpreter"
     lines = [f"# Found with {_versions()}, {'in' if interpreted else 'on'} {where}."]
     if interpreted:
@@ -144,7 +143,7 @@ def script(call: Call | Recipe, where: str | None = None) -> str:
         "from mlpdsl.testing.calls import check_call, make_call",
         "",
         f"spec = MLPSpec.from_json({call.spec.to_json()!r})",
-        f"call = make_call({words})",
+        f"call = {written('spec', call.recipe)}",
         "print(check_call(call))  # raises AssertionError where the kernels are wrong",
     ]
     return "\n".join(lines) + "\n"
@@ -169,11 +168,6 @@ def compile_failure(error: Exception, spec: MLPSpec, target: str) -> FuzzError:
     text = compile_script(spec, target)
     origin = getattr(error, "origin", type(error).__name__)
     return FuzzError(_message(error, "compiles them", text), text, None, f"compiling: {origin}")
-
-
-def _arguments(recipe: Mapping[str, Any]) -> list[str]:
-    words = [f"{name}={value!r}" for name, value in recipe.items() if name not in ("lead", "seed")]
-    return [repr(recipe["lead"]), repr(recipe["seed"]), *words]
 
 
 def _message(error: Exception, does: str, script: str) -> str:

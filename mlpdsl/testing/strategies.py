@@ -22,7 +22,7 @@ from mlpdsl.function import Function
 from mlpdsl.names import ACTIVATIONS, DTYPES, EPILOGUE_OPERANDS
 from mlpdsl.spec import MLPSpec
 from mlpdsl.testing import register_strategies
-from mlpdsl.testing.calls import GPU_PATTERNS, LAYOUTS, PAIRS, PATTERNS, VALUES, WEIGHT_LAYOUTS, Call, make_call
+from mlpdsl.testing.calls import GPU_PATTERNS, LAYOUTS, PAIRS, PATTERNS, VALUES, WEIGHT_LAYOUTS, Call, make_call, written
 
 __all__ = [
     "SEEDS", "Recipe", "calls", "epilogues", "layouts", "leads", "narrowed", "patterns", "recipes", "requires_grad", "shapes",
@@ -109,8 +109,7 @@ class Recipe:
         return make_call(self.spec, **self.recipe)
 
     def __repr__(self) -> str:
-        words = (f"{name}={value!r}" for name, value in self.recipe.items() if name not in ("lead", "seed"))
-        return f"make_call({', '.join([repr(self.spec), repr(self.recipe['lead']), repr(self.recipe['seed']), *words])})"
+        return written(repr(self.spec), self.recipe)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """For Hypothesis, which would print the fields of a dataclass."""

@@ -30,7 +30,7 @@ SECONDS = 20
 
 # hostile parts
 
-CODE = "__import__('os').system('touch /tmp/mlpdsl-pwned')"
+CODE = "__import__('os').system('touch mlpdsl-pwned')"
 WORDS = (
     "", " ", "\n", "a\nb", "\r\n", "\x00", "a\x00b", "'", '"', '"""', "'''", "\\", "\\N{DIGIT ONE}", "{", "}", "{{ 7 * 7 }}",
     "{{ module }}", "{% include 'x' %}", "{% raw %}", "{# #}", "{0.__class__}", "%s", "$(id)", "`id`", "../../x", "/etc/passwd",

@@ -37,7 +37,6 @@ def test_hostile_specs(root: Path, figures: Figures) -> None:
         assert list((root.parent / name).iterdir()) == []
     assert {p.name for p in root.parent.iterdir()} == {"root", "here", "home", "tmp"}
     assert {p.name for p in root.iterdir()} == {"v1"}
-    assert not Path("/tmp/mlpdsl-pwned").exists()
     figures.note("hostile specs", specs=count, outcomes=outcomes, wrong=0, slowest_ms=said["slowest_ms"])
 
 

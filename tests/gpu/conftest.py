@@ -11,7 +11,10 @@ from tests import support
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name != "test_tier.py")  # the longest first, so that no process is left with one
+    # The longest first, each with a short one: pytest-xdist hands tests out in pairs (Makefile), so each process begins with one.
+    tier = [item for item in items if item.path.name == "test_tier.py"]
+    rest = [item for item in items if item.path.name != "test_tier.py"]
+    items[:] = [item for pair in zip(tier, rest, strict=False) for item in pair] + tier[len(rest) :] + rest[len(tier) :]
     reason = support.NO_GPU if not torch.cuda.is_available() else ""
     if support.INTERPRETING:
         reason = "needs TRITON_INTERPRET unset: kernels are compiled here"

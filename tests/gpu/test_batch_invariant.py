@@ -9,9 +9,8 @@ import torch
 
 import mlpdsl
 from mlpdsl import MLPSpec
-from mlpdsl.testing.calls import check_call
+from mlpdsl.testing.calls import check_call, make_call, same_bits
 from tests.invariance import differing
-from tests.support import make_call, same_bits
 
 SPECS = {
     "swiglu": MLPSpec(dims=(1024, 2816, 1024), activation="silu", gated=True, dtype="bfloat16", epilogue=("residual",)),

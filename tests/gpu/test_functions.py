@@ -1,4 +1,4 @@
-"""Users' own functions, the whole corpus of tests/functions.py: forward and backward, in every dtype, through both paths."""
+"""Users' own functions, the whole corpus of tests/functions: forward and backward, in every dtype, through both paths."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 import mlpdsl
 from mlpdsl import MLPSpec
+from mlpdsl.testing.calls import check_call, make_call
 from tests import functions
-from tests.support import check_call, make_call
 
 # Descriptors in 16-bit types at the first shape, masked loads everywhere else.
 ALIGNED, ODD = ((64, 128, 64), 96), ((67, 45, 37), 33)

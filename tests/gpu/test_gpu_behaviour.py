@@ -17,7 +17,7 @@ from torch import Tensor
 import mlpdsl
 from mlpdsl import MLP, MLPSpec
 from mlpdsl.testing import oracle
-from tests.support import Call, check_call, judge, make_call, same_bits
+from mlpdsl.testing.calls import Call, check_call, judge, make_call, same_bits
 
 ROOT = Path(mlpdsl.__file__).resolve().parents[1]
 GATED = MLPSpec(dims=(128, 256, 128), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlpdsl import MLPSpec
-from tests.support import check_call, make_call
+from mlpdsl.testing.calls import check_call, make_call
 
 WIDE = [
     dict(dims=(4096, 1024, 4096), activation="gelu", bias=True, dtype="bfloat16", epilogue=("residual",)),

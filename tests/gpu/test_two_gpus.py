@@ -9,7 +9,7 @@ import torch
 
 import mlpdsl
 from mlpdsl import MLP, MLPSpec, ShapeError
-from tests.support import check_call, make_call, same_bits
+from mlpdsl.testing.calls import check_call, make_call, same_bits
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 

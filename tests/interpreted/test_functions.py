@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from mlpdsl.testing.calls import check_call, make_call, same_bits
 from tests import support
-from tests.support import check_call, make_call
 
 if not support.INTERPRETING:
     pytest.skip(support.NO_INTERPRETER, allow_module_level=True)
@@ -73,8 +73,8 @@ def test_what_was_read_from_json_runs_alike(dtype: str) -> None:
         again = MLPSpec.from_json(spec.to_json())
         call = make_call(spec, (16,), 1)
         results = [call.gradients(mlpdsl.compile(s, backend="triton")) for s in (spec, again)]
-        assert support.same_bits(results[0][0], results[1][0])
-        assert all(support.same_bits(g, results[1][1][n]) for n, g in results[0][1].items())
+        assert same_bits(results[0][0], results[1][0])
+        assert all(same_bits(g, results[1][1][n]) for n, g in results[0][1].items())
 
 
 def test_act_of_gate_times_up() -> None:

@@ -32,7 +32,9 @@ EVERY_KIND = mlpdsl.epilogue(
 )
 SPECS = {
     "plain": MLPSpec(dims=(7, 20, 6), activation="gelu", bias=True),
-    "gated": MLPSpec(dims=(8, 24, 16), activation="silu", gated=True, dtype="bfloat16", epilogue=("layer_scale", "residual")),
+    "gated": MLPSpec(
+        dims=(8, 24, 16), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("layer_scale", "residual")
+    ),
     "deep": MLPSpec(dims=(8, 16, 5, 8), activation="relu2", dtype="float16", epilogue=("scale", "tanh")),
     "linear": MLPSpec(dims=(9, 4), activation="identity", bias=True),
     "own": MLPSpec(dims=(8, 16, 8), activation=lambda x: x * torch.sin(x), bias=True, epilogue=(EVERY_KIND,)),

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from mlpdsl.testing.calls import Call, check_call, guarded_allocations, make_call, place, same_bits
 from tests import support
-from tests.support import Call, check_call, make_call, place, same_bits
 
 if not support.INTERPRETING:
     pytest.skip(support.NO_INTERPRETER, allow_module_level=True)
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from hypothesis import given, settings, target
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -22,68 +23,58 @@ import mlpdsl
 from mlpdsl import MLPSpec
 from mlpdsl.names import ACTIVATIONS
 from mlpdsl.testing import oracle
+from mlpdsl.testing.strategies import SEEDS, calls, leads, specs
 
 torch.set_num_threads(1)
-
-SEEDS = st.integers(0, 2**31 - 1)
-CALM = {"values": "normal", "x": "dense", "dy": "dense", "operands": "dense"}
-
-
-def picker(data: st.DataObject) -> Callable[[Sequence[Any]], Any]:
-    return lambda options: data.draw(st.sampled_from(options))
 
 
 def compiled(spec: MLPSpec) -> Callable[..., Tensor]:
     return mlpdsl.compile(spec, backend="triton")
 
 
+def drawn(spec: MLPSpec | st.SearchStrategy[MLPSpec], most: int = 150, **fixed: Any) -> st.SearchStrategy[Call]:
+    """Calls made once, for all gradients, with 1 to `most` rows."""
+    some = leads().filter(lambda lead: 0 < math.prod(lead) <= most)
+    return some.flatmap(lambda lead: calls(spec, **{"lead": lead, "requires_grad": None, "pattern": "once", **fixed}))
+
+
 @settings(max_examples=100)
-@given(data=st.data(), seed=SEEDS)
-def test_any_spec_any_layout_any_values(data: st.DataObject, seed: int) -> None:
-    pick = picker(data)
-    spec = support.draw_spec(pick)
-    call = support.draw_call(pick, spec, support.draw_lead(pick), seed)
-    target(check_call(call).ratio)
+@given(call=drawn(specs(max_epilogues=4)))
+def test_any_spec_any_layout_any_values(call: Call) -> None:
+    check_call(call)
 
 
 @settings(max_examples=30)
 @given(data=st.data(), seed=SEEDS)
 def test_gradients_say_something(data: st.DataObject, seed: int) -> None:
     """On calm values every gradient is far larger somewhere than what the oracle tolerates: these tests can fail."""
-    pick = picker(data)
-    spec = support.draw_spec(
-        pick, dims=tuple(pick((16, 24, 33, 40)) for _ in range(3)), epilogue=pick(((), ("residual",), ("layer_scale",)))
-    )
-    verdict = check_call(make_call(spec, (pick((24, 33)),), seed))
-    assert min(verdict.strength.values()) > (30 if spec.precision == "ieee" else 4), verdict
-    target(verdict.ratio)
+    dims = data.draw(st.tuples(*[st.sampled_from((16, 24, 33, 40))] * 3))
+    spec = data.draw(specs(dims=dims, epilogue=data.draw(st.sampled_from(((), ("residual",), ("layer_scale",))))))
+    verdict = check_call(make_call(spec, (data.draw(st.sampled_from((24, 33))),), seed))
+    assert min(verdict.strength.values()) > (4 if spec.precision == "tf32" else 30), verdict
 
 
 @settings(max_examples=25)
-@given(data=st.data(), seed=SEEDS)
-def test_parameters_used_in_place(data: st.DataObject, seed: int) -> None:
+@given(data=st.data())
+def test_parameters_used_in_place(data: st.DataObject) -> None:
     """Gate and up wherever they lie, in kernels with tensor descriptors and without."""
-    pick = picker(data)
-    widths = pick(((8, 16, 24, 40, 72), (7, 9, 33, 50)))
-    dims = tuple(pick(widths) for _ in range(3))
-    dtype = pick(("float16", "bfloat16"))
-    spec = MLPSpec(dims=dims, activation=pick(("silu", "gelu", "identity")), gated=True, bias=pick((False, True)), dtype=dtype)
-    call = support.draw_call(pick, spec, (pick((3, 20, 70)),), seed, **CALM)
-    target(check_call(call).ratio)
+    widths = data.draw(st.sampled_from(((8, 16, 24, 40, 72), (7, 9, 33, 50))))
+    dims = data.draw(st.tuples(*[st.sampled_from(widths)] * 3))
+    dtype = data.draw(st.sampled_from(("float16", "bfloat16")))
+    spec = data.draw(specs(activations=["silu", "gelu", "identity"], gated=True, dims=dims, dtype=dtype, epilogue=()))
+    lead = (data.draw(st.sampled_from((3, 20, 70))),)
+    check_call(data.draw(drawn(spec, lead=lead, values="normal", x="dense", dy="dense")))
 
 
 @settings(max_examples=30)
-@given(data=st.data(), seed=SEEDS)
-def test_requires_grad_subsets(data: st.DataObject, seed: int) -> None:
+@given(data=st.data(), call=drawn(specs(), most=20, values="normal"))
+def test_requires_grad_subsets(data: st.DataObject, call: Call) -> None:
     """Whatever is asked for comes, and equals what is computed when all is asked for; the rest stays None."""
-    pick = picker(data)
-    spec = support.draw_spec(pick)
-    call = support.draw_call(pick, spec, support.draw_lead(pick, (1, 5, 20)), seed, values="normal")
-    mlp = compiled(spec)
+    mlp = compiled(call.spec)
     names = list(call.named())
     wanted = data.draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
     part = call.needing(wanted)
-    with support.guarded_allocations():
+    with guarded_allocations():
         y = part.run(mlp)
         y.backward(call.dy)
     everything, grads = call.gradients(mlp)
@@ -97,43 +88,31 @@ def test_requires_grad_subsets(data: st.DataObject, seed: int) -> None:
 
 
 @settings(max_examples=30)
-@given(data=st.data(), seed=SEEDS)
-def test_expanded_gradient(data: st.DataObject, seed: int) -> None:
+@given(call=drawn(specs(), most=33, values="normal"))
+def test_expanded_gradient(call: Call) -> None:
     """y.sum().backward() hands backward a gradient whose strides are all zero."""
-    pick = picker(data)
-    spec = support.draw_spec(pick)
-    call = support.draw_call(pick, spec, support.draw_lead(pick, (1, 5, 33)), seed, values="normal")
     leaves = call.needing()
     seen: list[tuple[int, ...]] = []
-    y = leaves.run(compiled(spec))
+    y = leaves.run(compiled(call.spec))
     y.register_hook(lambda grad: seen.append(grad.stride()))
-    with support.guarded_allocations():
+    with guarded_allocations():
         y.sum().backward()
     assert all(s == 0 for s, n in zip(seen[0], y.shape, strict=True) if n > 1)
-    expected = oracle.backward(spec, call.x, call.params, call.operands, torch.ones_like(y), replay=True)
+    expected = oracle.backward(call.spec, call.x, call.params, call.operands, torch.ones_like(y), replay=True)
     for name, t in leaves.named().items():
-        oracle.check(t.grad, expected[name], f"gradient of {name} of {spec!r}")
+        oracle.check(t.grad, expected[name], f"gradient of {name} of {call.spec!r}")
 
 
-@settings(max_examples=30)
-@given(data=st.data(), seed=SEEDS)
-def test_same_bits_every_time(data: st.DataObject, seed: int) -> None:
+@settings(max_examples=20)
+@given(call=drawn(specs(), most=100))
+def test_same_bits_every_time(call: Call) -> None:
     """Two runs, two backward passes over one retained graph, and a run without gradients give the same bits.
 
     In between, saved tensors are not written.
     """
-    pick = picker(data)
-    spec = support.draw_spec(pick)
-    call = support.draw_call(pick, spec, support.draw_lead(pick, (1, 20, 100)), seed)
-    mlp = compiled(spec)
-    saved: list[tuple[Tensor, Tensor]] = []
-
-    def pack(t: Tensor) -> Tensor:
-        saved.append((t, t.detach().clone()))
-        return t
-
+    mlp = compiled(call.spec)
     leaves = call.needing()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with support.kept() as saved:
         y = leaves.run(mlp)
     assert len(saved) > len(leaves.named()) - 1
     inputs = list(leaves.named().values())
@@ -148,15 +127,14 @@ def test_same_bits_every_time(data: st.DataObject, seed: int) -> None:
 
 
 @settings(max_examples=30)
-@given(data=st.data(), seed=SEEDS)
-def test_layouts_with_equal_values_agree(data: st.DataObject, seed: int) -> None:
+@given(data=st.data())
+def test_layouts_with_equal_values_agree(data: st.DataObject) -> None:
     """In float32, where every layout runs the same kernels, a strided view gives the bits of its contiguous copy."""
-    pick = picker(data)
-    spec = support.draw_spec(pick, dtype="float32", precision="ieee")
-    call = support.draw_call(pick, spec, (pick((2, 3)), pick((1, 7, 20))), seed, values="normal")
-    plain = Call(spec, call.x.contiguous(), [p.contiguous() for p in call.params],
+    lead = (data.draw(st.sampled_from((2, 3))), data.draw(st.sampled_from((1, 7, 20))))
+    call = data.draw(drawn(specs(dtype="float32", precision="ieee"), lead=lead, values="normal"))
+    plain = Call(call.spec, call.x.contiguous(), [p.contiguous() for p in call.params],
                  {n: t.contiguous() for n, t in call.operands.items()}, call.dy.contiguous())  # fmt: skip
-    mlp = compiled(spec)
+    mlp = compiled(call.spec)
     (y, grads), (y_plain, grads_plain) = call.gradients(mlp), plain.gradients(mlp)
     assert same_bits(y, y_plain)
     for name, grad in grads.items():
@@ -287,7 +265,7 @@ def test_guards_see_what_they_should() -> None:
     """The guards themselves: a write beyond an allocation, and an element that is never written."""
 
     def write_beyond() -> None:
-        with support.guarded_allocations():
+        with guarded_allocations():
             t = torch.ones(1).new_empty((2, 3))
             assert t.isnan().all()
             torch.as_strided(t, (1,), (1,), t.storage_offset() + 6).fill_(0.0)

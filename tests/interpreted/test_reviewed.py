@@ -11,7 +11,7 @@ from torch import nn
 
 import mlpdsl
 from mlpdsl import MLPSpec, ShapeError, UnsupportedError
-from tests.support import check_call, make_call
+from mlpdsl.testing.calls import check_call, make_call
 
 
 def spec(**changes: object) -> MLPSpec:

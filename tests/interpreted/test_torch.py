@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from mlpdsl.testing.calls import make_call, same_bits
 from tests import support
-from tests.support import make_call, same_bits
 
 if not support.INTERPRETING:
     pytest.skip(support.NO_INTERPRETER, allow_module_level=True)
@@ -338,18 +338,6 @@ def test_make_fx(spec: MLPSpec) -> None:
         graph = make_fx(f, tracing_mode=mode, _allow_non_fake_inputs=True)(*arguments)
         assert any(node.target is ops.forward for node in graph.graph.nodes), mode
         assert same_bits(graph(*arguments), f(*arguments))
-
-
-@each_spec
-def test_opcheck(spec: MLPSpec) -> None:
-    call = make_call(spec, (5,), 0)
-    operands, json = list(call.operands.values()), spec.to_json()
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(ops.forward, (call.x, call.params, operands, json, False), test_utils=checks)
-    torch.library.opcheck(ops.forward, (call.x, call.params, operands, json, True), test_utils=checks)
-    saved = ops.forward(call.x, call.params, operands, json, True)[1:]
-    needs = [True] * len(call.named())
-    torch.library.opcheck(ops.backward, (call.dy, call.x, call.params, operands, saved, needs, json), test_utils=checks)
 
 
 # torch.func, checkpoints, gradients that must not be lost

@@ -22,6 +22,7 @@ from mlpdsl.testing.calls import Call, CallError, check_call, same_bits
 from mlpdsl.testing.oracle import OracleError
 from mlpdsl.testing.strategies import calls
 from tests.interpreted import test_special_values as sweeps
+from tests.support import kept
 
 __all__ = ["PROPERTIES", "VERDICTS", "LawError", "Property", "computed_again", "laws", "sweep"]
 
@@ -108,14 +109,8 @@ def _dense(call: Call) -> Call:
 
 
 def _saved_is_not_written(call: Call, mlp: Callable[..., Tensor]) -> None:
-    saved: list[tuple[Tensor, Tensor]] = []
-
-    def pack(t: Tensor) -> Tensor:
-        saved.append((t, t.detach().clone()))
-        return t
-
     leaves = call.needing()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with kept() as saved:
         y = leaves.run(mlp)
     torch.autograd.grad(y, list(leaves.named().values()), call.dy)
     if not all(same_bits(t, copy) for t, copy in saved):

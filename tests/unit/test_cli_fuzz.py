@@ -412,18 +412,27 @@ def test_the_workflow_on_the_page() -> None:
 # Kernels
 
 
+def interpreted(folder: Path, *arguments: str, wrong: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mlpdsl", "fuzz", SPEC.to_json(), "--seed", "0", "--compile", "off", *arguments]
+    done = run(command, folder, wrong, **environment)
+    assert "no GPU: kernels run in Triton's interpreter, in a process of their own" in done.stderr
+    return done
+
+
+def test_right_kernels_in_the_interpreter(tmp_path: Path) -> None:
+    done = interpreted(tmp_path, "--examples", "4")
+    assert done.returncode == 0 and "4 calls in" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("interpret", ["0", "1"])
-def test_kernels_in_the_interpreter(interpret: str, tmp_path: Path) -> None:
+def test_wrong_kernels_in_the_interpreter(interpret: str, tmp_path: Path) -> None:
     """With neither a GPU nor TRITON_INTERPRET it interprets by itself; a wrong kernel is found, and its script finds it again."""
-    command = [sys.executable, "-m", "mlpdsl", "fuzz", SPEC.to_json(), "--seed", "0", "--compile", "off"]
-    right = run([*command, "--examples", "4"], tmp_path, TRITON_INTERPRET=interpret)
-    assert right.returncode == 0, right.stderr
-    assert "4 calls in" in right.stdout and "no GPU: kernels run in Triton's interpreter, in a process of their own" in right.stderr
-    wrong = run([*command, "--examples", "30", "--out", "wrong"], tmp_path, SUBTRACTED, TRITON_INTERPRET=interpret)
+    wrong = interpreted(tmp_path, "--examples", "8", wrong=SUBTRACTED, TRITON_INTERPRET=interpret)
     assert wrong.returncode == 1, wrong.stdout + wrong.stderr
-    failures = state(tmp_path / "wrong")["specs"][0]["failures"]
+    failures = state(tmp_path / RUN)["specs"][0]["failures"]
     assert any(re.fullmatch(r"OracleError y oracle\.py:\d+", failure["origin"]) for failure in failures)
-    script = [sys.executable, str(tmp_path / "wrong" / failures[0]["script"])]
-    again = run(script, tmp_path, SUBTRACTED)
-    assert again.returncode == 1 and "OracleError" in again.stderr
-    assert run(script, tmp_path).returncode == 0
+    if interpret == "0":  # the script sets TRITON_INTERPRET itself
+        script = [sys.executable, str(tmp_path / RUN / failures[0]["script"])]
+        again = run(script, tmp_path, SUBTRACTED)
+        assert again.returncode == 1 and "OracleError" in again.stderr
+        assert run(script, tmp_path).returncode == 0

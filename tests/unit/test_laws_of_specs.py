@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 import hashlib
 import json
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import textwrap
@@ -31,7 +31,7 @@ from mlpdsl.target import TARGETS
 from mlpdsl.testing.strategies import NUMBERS, specs
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = 2000
+EXAMPLES = 500
 SM_90 = TARGETS["sm_90"]
 
 OWN = [
@@ -121,7 +121,7 @@ def test_every_field_is_in_the_key(spec: MLPSpec, data: st.DataObject) -> None:
 
 
 def test_rendered_text_is_whole_and_stable() -> None:
-    """Two thousand specs over every target: Python that compiles, nothing of Jinja left, a key in it that is its own, and the same
+    """Five hundred specs over every target: Python that compiles, nothing of Jinja left, a key in it that is its own, and the same
     bytes when everything is worked out again."""
     keys: dict[str, str] = {}
     targets, backend = list(TARGETS.values()), backend_named("triton")
@@ -141,12 +141,11 @@ def test_rendered_text_is_whole_and_stable() -> None:
 
 def whole_and_own(text: str, key: str) -> None:
     """Raises unless text is complete: compiles, has no remains of a template, and bears its key."""
-    tree = ast.parse(text)
-    compile(tree, "<generated>", "exec", dont_inherit=True)
+    compile(text, "<generated>", "exec", dont_inherit=True)
     for remains in ("{{", "}}", "{%", "%}", "{#", "#}", "Undefined", "\t", " \n"):
         assert remains not in text, remains
     assert key in text
-    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    names = re.findall(r"^def (\w+)", text, re.M)
     assert len(names) == len(set(names)) and {"forward", "backward"} <= set(names)
 
 

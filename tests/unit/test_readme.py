@@ -11,13 +11,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["forward-h200", "training-h200"])
-def test_tables_are_those_of_the_result_files(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [("forward-h200", "README.md"), ("training-h200", "README.md"), ("calibration-h200", "docs/verification.md")],
+)
+def test_tables_are_those_of_the_result_files(name: str, page: str) -> None:
     spec = importlib.util.spec_from_file_location("table", ROOT / "benchmarks" / "table.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.table(ROOT / "benchmarks" / "results" / f"{name}.json") in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert module.table(ROOT / "benchmarks" / "results" / f"{name}.json") in (ROOT / page).read_text(encoding="utf-8")
 
 
 def test_the_quickstart_runs() -> None:

@@ -23,8 +23,7 @@ import mlpdsl
 from mlpdsl import MLPSpec, SpecError
 from mlpdsl.names import ACTIVATIONS, DTYPES
 from mlpdsl.testing import calls, strategies
-from mlpdsl.testing.calls import CallError, check_call, make_call, run_call, same_bits
-from tests import support
+from mlpdsl.testing.calls import GPU_PATTERNS, CallError, check_call, make_call, run_call, same_bits
 
 ROOT = Path(__file__).resolve().parents[2]
 GATED = MLPSpec(dims=(12, 20, 8), activation="silu", gated=True, bias=True, epilogue=("residual", "layer_scale"))
@@ -241,20 +240,10 @@ def test_a_written_input_is_seen() -> None:
         check_call(make_call(PLAIN, (3,), 0), writes)
 
 
-def test_support_has_what_moved() -> None:
-    for name in (
-        "Call",
-        "Guards",
-        "Verdict",
-        "bits",
-        "check_call",
-        "guarded_allocations",
-        "judge",
-        "make_call",
-        "place",
-        "same_bits",
-    ):
-        assert getattr(support, name) is getattr(calls, name)
+@pytest.mark.parametrize("pattern", GPU_PATTERNS)
+def test_patterns_of_a_gpu_are_refused_elsewhere(pattern: str) -> None:
+    with pytest.raises(ValueError, match=f"pattern: got '{pattern}'; allowed: 'once'"):
+        make_call(MLPSpec(dims=(4, 4), activation="identity"), (2,), 0, pattern=pattern)
 
 
 def entry_points(folder: Path) -> str:
