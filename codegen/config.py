@@ -7,12 +7,18 @@ tests/compiled/test_matrix.py sees to.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from mlpdsl.target import Target
 
 from .plan import Config
+
+STRATEGIES = ("two_stage", "library")
+"""Every strategy that a config can have."""
 
 INVARIANT_ROWS = 192
 """The number of rows for which configs are chosen, whatever the batch, where a row's bits may not depend on it: tiles of 128 rows
@@ -41,6 +47,74 @@ def choose(role: str, path: str, m: int, n: int, k: int, *, dtype: str, planes: 
     else:
         config = _pointers(role, m, n, k, planes, target)
     return _split(config, m, n, k) if role == "weight_grad" else config
+
+
+def library(role: str, m: int, n: int, *, dtype: str, planes: int) -> Config | None:
+    """Torch's product in place of a generated kernel; None where that would round once more than eager PyTorch does: gate's and
+    up's shares of the input's gradient are two products, added in 16 bits.
+
+    `m` and `n` are those of the pass that follows it."""
+    if role == "input_grad" and planes == 2 and dtype != "float32":
+        return None
+    block_m, block_n = _power_of_two(m, 1, 16), _power_of_two(n, 16, 256)
+    return Config(block_m, block_n, 16, num_warps=8 if block_m * block_n > 1024 else 4, num_stages=1, strategy="library")
+
+
+def candidates(role: str, path: str, m: int, n: int, k: int, *, dtype: str, planes: int, target: Target) -> list[Config]:
+    """Configs worth timing for one launch, each once, the rule's own first; arguments as for `choose` and `library`.
+
+    The library's product; every tile that registers and the target's shared memory allow, by estimate, where it is no larger than
+    the product asks for; and the rule's config with other groups, stages, residency and splits: ten to fifty.
+    """
+    default = choose(role, path, m, n, k, dtype=dtype, planes=planes, target=target)
+    found = [default]
+    other = library(role, m, n, dtype=dtype, planes=planes)
+    if other is not None:
+        found.append(other)
+    for tile in _tiles(path, m, n, k, dtype, target):
+        config = replace(default, **tile, registers=0, splits=1)
+        found.append(_split(config, m, n, k) if role == "weight_grad" else config)
+    for group_m in (1, 4, 16):
+        if m > 2 * default.block_m:
+            found.append(replace(default, group_m=group_m))
+    for num_stages in (default.num_stages - 1, default.num_stages + 1, default.num_stages + 2):
+        found.append(replace(default, num_stages=max(1, num_stages)))
+    if path == "tma":
+        found += [replace(default, residency=count) for count in (1, 2)]
+    if role == "weight_grad":
+        found += [replace(default, splits=s) for s in (1, default.splits // 2, 2 * default.splits) if 0 < s <= max(1, k // 256)]
+    fit = [c for c in dict.fromkeys(found) if c.strategy == "library" or _fits(c, role, planes, dtype, target)]
+    return [default, *(config for config in fit if config != default)]
+
+
+def _tiles(path: str, m: int, n: int, k: int, dtype: str, target: Target) -> Iterator[dict[str, Any]]:
+    """Tiles with their warps, stages and residency; none of twice the product's size or more."""
+    few, tma, wide = m <= 64, path == "tma", dtype == "float32"
+    heights = [h for h in ((16, 32, 64) if few else (64, 128)) if min(m, 128) <= 2 * h < 4 * max(m, 16)]
+    widths = [w for w in ((64, 128, 256) if tma else (32, 64, 128)) if w < 2 * max(n, 64 if tma else 32)]
+    # 128 bytes of K at a time are what descriptors move best; where a few rows wait for memory, more is in flight.
+    depths = (64, 128) if tma and few else (64,) if tma else (16, 32) if wide else (32, 64) if few else (32,)
+    stages = (2,) if wide else ((4, 6) if few else (3, 4)) if tma and target.shared_memory > 128 * 1024 else (2, 3)
+    for block_m, block_n, block_k in itertools.product(heights, widths, depths):
+        for num_warps in (4, 8):
+            # A warp that holds few elements of the tile has too little to do, one with more than 4096 spills.
+            if not (256 if few else 1024 if tma else 512) <= block_m * block_n // num_warps <= 4096:
+                continue
+            for num_stages in stages:
+                for residency in (1, 2) if tma and num_warps == 4 else (1,):
+                    yield dict(
+                        block_m=block_m, block_n=block_n, block_k=block_k,
+                        num_warps=num_warps, num_stages=num_stages, residency=residency,
+                    )  # fmt: skip
+
+
+def _fits(config: Config, role: str, planes: int, dtype: str, target: Target) -> bool:
+    """Whether the operands of every stage find room in shared memory, for every program resident at once, and the accumulator in
+    half of a thread's registers."""
+    columns = config.block_n * _wide(role, planes)
+    held = config.num_stages * (config.block_m + columns) * config.block_k * (4 if dtype == "float32" else 2)
+    accumulated = config.block_m * columns // (config.num_warps * target.warp_size)
+    return held * config.residency <= target.shared_memory and accumulated <= (64 if _tight(target) or dtype == "float32" else 128)
 
 
 def interpreted(role: str, path: str, m: int, n: int, k: int, **_: object) -> Config:

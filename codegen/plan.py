@@ -6,6 +6,7 @@ operands or more stages are new entries, not new branches. Tile sizes are not in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from mlpdsl.target import Target
@@ -123,10 +124,27 @@ class Plan:
         return not self.tma_reasons
 
 
+def products(plan: Plan, rows: int) -> Iterator[tuple[str, int, int, int, int]]:
+    """Every product of a training step with so many rows of x: role, stage, and its M, N, K."""
+    last = len(plan.linears) - 1
+    for i, linear in enumerate(plan.linears):
+        yield "output" if i == last else "hidden", i, rows, linear.width_out, linear.width_in
+    for i in range(last, -1, -1):
+        linear = plan.linears[i]
+        if i > 0:
+            yield "hidden_grad", i, rows, linear.width_in, linear.width_out
+        yield "weight_grad", i, linear.width_out, linear.width_in, rows
+    yield "input_grad", 0, rows, plan.linears[0].width_in, plan.linears[0].width_out
+
+
 @dataclass(frozen=True)
 class Config:
     """The tunables of one launch: tile sizes in elements, rows of tiles walked together, warps, pipeline stages,
-    splits of K, persistent programs a multiprocessor, and how many registers a thread may take (0: as ptxas thinks best)."""
+    splits of K, persistent programs a multiprocessor, and how many registers a thread may take (0: as ptxas thinks best).
+
+    `strategy` is "two_stage", a generated kernel with everything in its epilogue, or "library": torch's product, and a generated
+    pass over its result in blocks of block_m rows and block_n columns.
+    """
 
     block_m: int
     block_n: int
@@ -137,6 +155,7 @@ class Config:
     splits: int = 1
     residency: int = 1
     registers: int = 0
+    strategy: str = "two_stage"
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, int | str]:
         return asdict(self)

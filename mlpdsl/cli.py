@@ -1,9 +1,10 @@
-"""The command line: `mlpdsl show`, `explain`, `cache`, `doctor` and `fuzz`. Needs the extra `cli` (click, rich), and no GPU.
+"""The command line: `mlpdsl show`, `explain`, `cache`, `doctor`, `fuzz`, `bench` and `tune`. Needs the extra `cli` (click,
+rich), and only for `bench` and `tune` a GPU.
 
 Exit status 0; 1 where what was looked at is not well: a kernel that does not fit its target, a damaged entry of the cache, one
-that was not removed, a problem that `doctor` found, a failure that `fuzz` found; 2 for a mistake in what was asked, or an
-answer that cannot be given, said in one message on stderr; 3 where `fuzz` could run no kernel; 130 after Ctrl-C.
-Nothing heavy is imported before a command runs, so `--help` answers at once.
+that was not removed, a problem that `doctor` found, a failure that `fuzz` found, a row that mlpdsl failed on in `bench`; 2 for a
+mistake in what was asked, or an answer that cannot be given, said in one message on stderr; 3 where `fuzz` or `bench` could run
+no kernel; 130 after Ctrl-C. Nothing heavy is imported before a command runs, so `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from mlpdsl import cli_cache, cli_fuzz
+from mlpdsl import cli_bench, cli_cache, cli_fuzz, cli_tune
 from mlpdsl.errors import MLPError, SpecError, describe, shorten
 from mlpdsl.json_text import MAX_JSON
 from mlpdsl.names import did_you_mean, listed
@@ -296,6 +297,8 @@ def _commands() -> click.Group:
         group.add_command(click.Command(function.__name__, callback=function, params=options, help=about))
     group.add_command(cli_cache.commands())
     group.add_command(cli_fuzz.command())
+    group.add_command(cli_bench.command())
+    group.add_command(cli_tune.command())
     return group
 
 

@@ -17,6 +17,7 @@ from mlpdsl.dispatch import plan_of
 from mlpdsl.eager import Evaluation
 from mlpdsl.errors import ShapeError, SpecError, UnsupportedError, describe
 from mlpdsl.names import DTYPES
+from mlpdsl.shortcut import Shortcut
 from mlpdsl.spec import MLPSpec, check_rows, check_spec
 from mlpdsl.target import detect
 
@@ -51,6 +52,7 @@ class CompiledMLP:
         self._signature = Signature(spec)
         self._evaluation = Evaluation(spec)
         self._kinds = tuple(spec.operands())
+        self._shortcut = Shortcut(self._json, batch_invariant)
         self._same_as: tuple[str, ...] = plan_of(self._json).epilogue.same_as if of is None else of._same_as
         self._asked = asked
         self._variants: dict[torch.dtype, CompiledMLP] = {torch_dtype(spec.dtype): self} if of is None else of._variants
@@ -63,6 +65,19 @@ class CompiledMLP:
                     )
 
     def __call__(self, x: Tensor, *params: Tensor, **operands: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or type(x) is not Tensor:
+            return self._whole_way(x, params, operands)
+        in_order = tuple(operands.values()) if tuple(operands) == self._kinds else None
+        if in_order is not None:
+            y = self._shortcut.call(x, params, in_order)
+            if y is not None:
+                return y
+        y = self._whole_way(x, params, operands)
+        if in_order is not None and not y.requires_grad:
+            self._shortcut.learn(x, params, in_order)
+        return y
+
+    def _whole_way(self, x: Tensor, params: tuple[Tensor, ...], operands: dict[str, Tensor]) -> Tensor:
         if isinstance(x, Tensor) and x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             return self._autocast(x, params, operands)
         return self._run(x, params, operands)

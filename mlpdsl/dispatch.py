@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from mlpdsl import source
+from mlpdsl import source, tables
 from mlpdsl.backends import BACKENDS, interpreting
 from mlpdsl.codegen import config
 from mlpdsl.codegen.lower import lower
-from mlpdsl.codegen.plan import Plan
+from mlpdsl.codegen.plan import Config, Plan, products
 from mlpdsl.errors import UnsupportedError
 from mlpdsl.spec import MLPSpec
 from mlpdsl.target import TARGETS, Target, detect, from_capability, parse_target
 
 if TYPE_CHECKING:
     from mlpdsl.launch import Launch
+    from mlpdsl.tape import Tapes
 
-__all__ = ["Runner", "plan_of", "runner", "target_of"]
+__all__ = ["Runner", "forcing", "forcing_config", "plan_of", "runner", "target_of"]
+
+_log = logging.getLogger("mlpdsl")
 
 Pick = Callable[[str, str, int, int, int], "Launch"]
+"""From role, path, M, N and K to the config of a launch."""
 
 
 class Runner(NamedTuple):
-    """What an op needs to run one spec on one kind of device."""
+    """What an op needs to run one spec on one device."""
 
     plan: Plan
     module: ModuleType
     pick: Pick
+    invariant: Pick
+    tapes: Tapes
 
     def picker(self, batch_invariant: bool) -> Pick:
-        """How configs are picked. Where batch-invariant, by M only for weight gradients, which sum over the batch anyway."""
-        if not batch_invariant:
-            return self.pick
-
-        def pick(role: str, path: str, m: int, n: int, k: int) -> Launch:
-            return self.pick(role, path, m if role == "weight_grad" else config.INVARIANT_ROWS, n, k)
-
-        return pick
+        """How configs are picked. Where batch-invariant, by M only for weight gradients, which sum over the batch anyway; and all
+        others by a kernel of ours."""
+        return self.invariant if batch_invariant else self.pick
 
 
 @cache
@@ -74,37 +77,130 @@ def plan_of(spec_json: str) -> Plan:
 _runners: dict[tuple[str, torch.device], Runner] = {}
 
 
+def known_runner(spec_json: str, device: torch.device) -> Runner | None:
+    """`runner`, if there was a first call."""
+    return _runners.get((spec_json, device))
+
+
 def runner(spec_json: str, device: torch.device) -> Runner:
     """The loaded kernels of a spec on a device; the first call renders, compares with the cache and loads."""
     found = _runners.get((spec_json, device))
     if found is None:
-        found = _runners[spec_json, device] = _load(MLPSpec.from_json(spec_json), target_of(device))
+        from mlpdsl.launch import DIRECT
+        from mlpdsl.tape import C_LAUNCHER, Tapes
+
+        loaded = _load(MLPSpec.from_json(spec_json), target_of(device))
+        found = _runners[spec_json, device] = Runner(*loaded, Tapes(DIRECT and C_LAUNCHER))
     return found
 
 
 @cache
-def _load(spec: MLPSpec, target: Target) -> Runner:
+def _load(spec: MLPSpec, target: Target) -> tuple[Plan, ModuleType, Pick, Pick]:
     key, text, path = source.publish(spec, target, "triton")
     plan = lower(spec, target)
-    return Runner(plan, BACKENDS["triton"].load(path, text, key), _picker(plan))
+    return plan, BACKENDS["triton"].load(path, text, key), _picker(plan, False), _picker(plan, True)
 
 
-def _picker(plan: Plan) -> Pick:
+_forced: str | None = None
+
+
+@contextmanager
+def forcing(strategy: str) -> Iterator[None]:
+    """Meanwhile every stage that can run by this strategy does: for tests and measurements, in one thread."""
+    global _forced
+    before, _forced = _forced, strategy
+    forget()
+    try:
+        yield
+    finally:
+        _forced = before
+        forget()
+
+
+_pinned: dict[tuple[str, int, int, int], tuple[Config, list[str]]] = {}
+
+
+@contextmanager
+def forcing_config(role: str, m: int, n: int, k: int, config: Config) -> Iterator[list[str]]:
+    """Meanwhile every launch of this role with these M, N, K gets this config, in one thread: for tuning, and its checks.
+
+    Yields the paths on which it was asked for, as they come."""
+    product, paths = (role, m, n, k), list[str]()
+    before = _pinned.get(product)
+    _pinned[product] = (config, paths)
+    forget()
+    try:
+        yield paths
+    finally:
+        del _pinned[product]
+        if before is not None:
+            _pinned[product] = before
+        forget()
+
+
+generation = 0
+"""How often decisions were forgotten: what remembers one compares."""
+
+
+def forget() -> None:
+    """Decide anew from the next call on, whatever was decided and recorded."""
+    global generation
+    generation += 1
+    _runners.clear()
+
+
+def library_stages(spec_json: str, device: torch.device, rows: int, batch_invariant: bool = False) -> frozenset[str]:
+    """The stages, named as in `explain(spec, m).config`, that the library multiplies for so many rows."""
+    run = runner(spec_json, device)
+    pick = run.picker(batch_invariant)
+    return frozenset(
+        f"{role}[{stage}]"
+        for role, stage, m, n, k in products(run.plan, rows)
+        if pick(role, "masked", m, n, k).strategy == "library"
+    )
+
+
+def _picker(plan: Plan, batch_invariant: bool) -> Pick:
     """The config of each launch, remembered by shape."""
     from mlpdsl.launch import Launch
 
-    rule = config.interpreted if interpreting() else config.choose
-    known: dict[tuple[str, str, int, int, int], Launch] = {}
+    known: dict[tuple[int, str, str, int, int, int], Launch] = {}
 
     def pick(role: str, path: str, m: int, n: int, k: int) -> Launch:
-        shape = (role, path, m, n, k)
+        ours = batch_invariant and role != "weight_grad"
+        shape = (generation, role, path, config.INVARIANT_ROWS if ours else m, n, k)
         found = known.get(shape)
         if found is None:
             if len(known) >= 4096:  # a server that sees every batch size there is
                 known.clear()
-            planes = 2 if plan.gated and role == "hidden" else 1
-            chosen = rule(role, path, m, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
-            found = known[shape] = Launch.of(chosen)
+            found = known[shape] = Launch.of(_decided(plan, role, path, m, n, k, batch_invariant))
         return found
 
     return pick
+
+
+def _decided(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_invariant: bool) -> Config:
+    """What is forced, else a table's config or the rule's; interpreted, tiles for the interpreter."""
+    ours = batch_invariant and role != "weight_grad"
+    pinned = None if ours else _pinned.get((role, m, n, k))
+    if pinned is not None:
+        pinned[1].append(path)
+        return pinned[0]
+    if _forced == "library" and not ours:  # whatever the path: which stages round their product must not depend on alignment
+        planes = 2 if plan.gated and role in ("hidden", "input_grad") else 1
+        chosen = config.library(role, m, n, dtype=plan.dtype, planes=planes)
+        if chosen is not None:
+            return chosen
+    if interpreting():
+        planes = 2 if plan.gated and role == "hidden" else 1
+        rows = config.INVARIANT_ROWS if ours else m
+        return config.interpreted(role, path, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
+    _tell_of_tuning(plan.target.name)
+    return tables.decide(plan, role, path, m, n, k, batch_invariant).config
+
+
+@cache
+def _tell_of_tuning(target: str) -> None:
+    """Once a process: nothing was measured on this architecture, and how it could be."""
+    if not tables.has_rows(target):
+        _log.info("mlpdsl: no table for %s: configs follow the rule; `mlpdsl tune SPEC` measures them on this GPU", target)

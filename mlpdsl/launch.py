@@ -16,17 +16,16 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from mlpdsl import triton_cache
 from mlpdsl.backends import interpreting
 from mlpdsl.codegen.plan import Config
+from mlpdsl.library import product
+from mlpdsl.tape import GRANULE, recorder
 
 __all__ = [
-    "POINTWISE", "Launch", "describe", "describe_pair", "describe_planes", "distance", "empty_like", "fits_pair", "fits_tma",
-    "programs", "run", "second_first", "tiles",
+    "DIRECT", "POINTWISE", "Launch", "blocks", "describe", "describe_pair", "describe_planes", "descriptor", "distance", "empty",
+    "empty_like", "fits_pair", "fits_tma", "product", "programs", "run", "second_first", "tiles",
 ]  # fmt: skip
 
 POINTWISE: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}
 """Launch options of the kernels without a product."""
-
-_GRANULE = 16
-"""Bytes: what TMA wants base addresses and strides to be multiples of."""
 
 _MAX_STRIDE = 2**40
 """Bytes: TMA strides are smaller than this."""
@@ -42,6 +41,7 @@ class Launch:
     group_m: int
     splits: int
     residency: int
+    strategy: str
     options: dict[str, Any]
 
     @classmethod
@@ -50,17 +50,18 @@ class Launch:
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
         if config.registers:
             options["maxnreg"] = config.registers
-        return cls(config.block_m, config.block_n, config.block_k, config.group_m, config.splits, config.residency, options)
+        c = config
+        return cls(c.block_m, c.block_n, c.block_k, c.group_m, c.splits, c.residency, c.strategy, options)
 
 
 def fits_tma(*tensors: torch.Tensor) -> bool:
     """Whether descriptors can describe the tensors as they lie: dense rows, 16-byte base and strides, nothing empty or expanded."""
     for t in tensors:
         size = t.element_size()
-        if t.stride(-1) != 1 or t.data_ptr() % _GRANULE or t.numel() == 0:
+        if t.stride(-1) != 1 or t.data_ptr() % GRANULE or t.numel() == 0:
             return False
         for extent, stride in zip(t.shape[:-1], t.stride()[:-1], strict=True):
-            if extent > 1 and (stride < t.shape[-1] or stride * size % _GRANULE or stride * size >= _MAX_STRIDE):
+            if extent > 1 and (stride < t.shape[-1] or stride * size % GRANULE or stride * size >= _MAX_STRIDE):
                 return False
     return True
 
@@ -77,21 +78,21 @@ def _strides(t: torch.Tensor) -> list[int]:
     return strides
 
 
-def _descriptor(base: torch.Tensor, shape: list[int], strides: list[int], block: list[int]) -> TensorDescriptor:
-    """A descriptor of what `fits_tma` passed. Its constructor would check the same again, at 3 us a descriptor."""
-    descriptor = TensorDescriptor.__new__(TensorDescriptor)
-    descriptor.base, descriptor.shape, descriptor.strides, descriptor.block_shape = base, shape, strides, block
-    return descriptor
+def descriptor(base: torch.Tensor, shape: list[int], strides: list[int], block: list[int]) -> TensorDescriptor:
+    """A descriptor of what is known to fit. Its constructor would check that again, at 3 us a descriptor."""
+    made = TensorDescriptor.__new__(TensorDescriptor)
+    made.base, made.shape, made.strides, made.block_shape = base, shape, strides, block
+    return made
 
 
 def describe(t: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
     """A host descriptor of a matrix, in tiles of (rows, columns)."""
-    return _descriptor(t, list(t.shape), _strides(t), [rows, columns])
+    return descriptor(t, list(t.shape), _strides(t), [rows, columns])
 
 
 def describe_planes(t: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
     """A host descriptor of (planes, M, N), in tiles of one plane's (rows, columns)."""
-    return _descriptor(t, list(t.shape), _strides(t), [1, rows, columns])
+    return descriptor(t, list(t.shape), _strides(t), [1, rows, columns])
 
 
 def second_first(first: torch.Tensor, second: torch.Tensor) -> int:
@@ -106,7 +107,7 @@ def describe_pair(first: torch.Tensor, second: torch.Tensor, planes: int, rows: 
     """
     low, high = (second, first) if second_first(first, second) else (first, second)
     apart = (high.data_ptr() - low.data_ptr()) // low.element_size()
-    return _descriptor(low, [2, *low.shape], [apart, *_strides(low)], [planes, rows, columns])
+    return descriptor(low, [2, *low.shape], [apart, *_strides(low)], [planes, rows, columns])
 
 
 def distance(first: torch.Tensor, second: torch.Tensor) -> int:
@@ -120,7 +121,7 @@ def fits_pair(first: torch.Tensor, second: torch.Tensor) -> bool:
     CUDA documents outer strides as multiples of inner ones, and this is not one, so it is proved once per device.
     """
     apart = abs(second.data_ptr() - first.data_ptr())
-    if first.stride() != second.stride() or not 0 < apart < _MAX_STRIDE or apart % _GRANULE:
+    if first.stride() != second.stride() or not 0 < apart < _MAX_STRIDE or apart % GRANULE:
         return False
     return _pair_proved(first.device)
 
@@ -147,6 +148,11 @@ def tiles(config: Launch, rows: int, columns: int) -> int:
     return -(-rows // config.block_m) * -(-columns // config.block_n)
 
 
+def blocks(config: Launch, rows: int, columns: int) -> tuple[int, int]:
+    """How many blocks cover the rows, and the columns."""
+    return -(-rows // config.block_m), -(-columns // config.block_n)
+
+
 @cache
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
@@ -157,7 +163,7 @@ def programs(t: torch.Tensor, config: Launch, tiles: int) -> int:
     return min(tiles, config.residency * _processors(t.device))
 
 
-_DIRECT = not interpreting() and torch.version.hip is None
+DIRECT = not interpreting() and torch.version.hip is None
 """Whether kernels compiled once are launched without Triton's binding of arguments. (For HIP it looks at more than `run` does.)"""
 
 _compiled: dict[tuple[Any, ...], Any] = {}
@@ -170,7 +176,10 @@ def run(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], *args: Any)
     20 us a launch. Here the variant is remembered by those of the pointers and by the integers themselves, which decide more.
     Descriptors decide nothing: their type is the spec's, and their tiles are among the integers.
     """
-    if not _DIRECT:
+    recording = recorder()
+    if not DIRECT:
+        if recording is not None:
+            recording.launched(kernel, grid, options, None, args)
         kernel[grid](*args, **options)
         return
     device = torch.cuda.current_device()
@@ -180,7 +189,7 @@ def run(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], *args: Any)
         if kind is int or kind is bool:
             variant.append(arg)
         elif kind is not TensorDescriptor:
-            variant.append((arg.dtype, arg.data_ptr() % _GRANULE))
+            variant.append((arg.dtype, arg.data_ptr() % GRANULE))
     key = tuple(variant)
     compiled = _compiled.get(key)
     if compiled is None:
@@ -190,6 +199,8 @@ def run(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], *args: Any)
         if len(_compiled) >= 4096:  # a server that sees every batch size there is
             _compiled.clear()
         _compiled[key] = compiled
+    if recording is not None:
+        recording.launched(kernel, grid, options, compiled, args)
     stream = torch._C._cuda_getCurrentRawStream(device)
     hooks = knobs.runtime
     compiled.run(
@@ -198,6 +209,15 @@ def run(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], *args: Any)
     )  # fmt: skip
 
 
+def empty(like: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A contiguous, uninitialised tensor on the device of `like`, and of its dtype where none is given."""
+    made = like.new_empty(shape, dtype=dtype)
+    recording = recorder()
+    if recording is not None:
+        recording.allocated(made)
+    return made
+
+
 def empty_like(t: torch.Tensor) -> torch.Tensor:
     """A contiguous, uninitialised tensor of t's shape, dtype and device."""
-    return torch.empty_like(t, memory_format=torch.contiguous_format)
+    return empty(t, tuple(t.shape))

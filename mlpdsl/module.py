@@ -48,7 +48,7 @@ class MLP(nn.Module):
         """(..., d_in) to (..., d_out). Raises `ShapeError` where x or an operand does not fit."""
         params: list[Tensor] = []
         for name in self._linears:
-            linear = self.get_submodule(name)
+            linear = self._modules.get(name) or self.get_submodule(name)
             if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
                 raise UnsupportedError(
                     f"{name} is now a {type(linear).__name__}; mlpdsl.MLP reads weights, and would skip its forward"

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlpdsl.dispatch import Runner, plan_of, runner
+from mlpdsl.dispatch import Runner, known_runner, plan_of, runner
 from mlpdsl.errors import ShapeError
+from mlpdsl.tape import Tapes, recorder
 
 __all__ = ["OPS", "backward", "forward"]
 
@@ -40,6 +41,16 @@ def _on_device(t: Tensor) -> Any:
 _interpreter = threading.RLock()
 
 
+def recordings(spec: str, device: torch.device) -> Tapes | None:
+    """The recorded calls of a spec on a device; None before its first call there."""
+    return None if known_runner(spec, device) is None else runner(spec, device).tapes
+
+
+def interpreter_lock() -> Any:
+    """What is held while kernels are interpreted."""
+    return _interpreter
+
+
 def _new_lock() -> None:
     global _interpreter
     _interpreter = threading.RLock()
@@ -57,6 +68,10 @@ def _alike(spec: str, parameters: Sequence[Tensor]) -> list[Tensor]:
         gate, up = linears[0].weights
         if tensors[gate].stride() != tensors[up].stride():
             tensors[gate], tensors[up] = tensors[gate].contiguous(), tensors[up].contiguous()
+    recording = recorder()
+    if recording is not None and any(t.data_ptr() != p.data_ptr() for t, p in zip(tensors, parameters, strict=True)):
+        # Kernels may be told of a copy by its distance from another weight alone.
+        recording.known = False
     return tensors
 
 
@@ -116,14 +131,19 @@ def _forward(
         return _forward_fake(x, parameters, operands, spec, save)  # no rows: every result is empty
     _check_shapes(x, parameters, operands, spec)
     run = runner(spec, x.device)
-    with _on_device(x):
-        results: list[Tensor] = run.module.forward(
+
+    def launch() -> list[Any]:
+        found: list[Any] = run.module.forward(
             _rows(x, run, batch_invariant),
             _alike(spec, parameters),
             _flat_operands(operands, run, batch_invariant),
             save,
             run.picker(batch_invariant),
         )
+        return found
+
+    with _on_device(x):
+        results = run.tapes.call(("forward", save, batch_invariant), [x, *operands], parameters, launch)
     if x.dim() != 2:
         results[0] = results[0].view(*x.shape[:-1], results[0].shape[-1])
     return results
@@ -168,17 +188,22 @@ def _backward(
         # A sum over no rows is zero.
         return [g.zero_() for g in _backward_fake(grad, x, parameters, operands, saved, needs, spec)]
     run = runner(spec, x.device)
-    flat_operands = _flat_operands(operands, run, batch_invariant)
-    with _on_device(x):
-        grads: list[Tensor | None] = run.module.backward(
+
+    def launch() -> list[Any]:
+        found: list[Any] = run.module.backward(
             _rows(grad, run, batch_invariant),
             _flat(x),
             _alike(spec, parameters),
-            flat_operands,
+            _flat_operands(operands, run, batch_invariant),
             list(saved),
             list(needs),
             run.picker(batch_invariant),
         )
+        return found
+
+    with _on_device(x):
+        word = ("backward", tuple(needs), batch_invariant)
+        grads = run.tapes.call(word, [grad, x, *operands, *saved], parameters, launch)
     inputs = [x, *parameters, *operands]
     returned = _returned(spec, needs, parameters)
     return [g.view(i.shape) for g, i, wanted in zip(grads, inputs, returned, strict=True) if wanted and g is not None]

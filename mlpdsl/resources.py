@@ -15,6 +15,7 @@ from typing import Any
 
 from mlpdsl.backends import interpreting
 from mlpdsl.codegen.config import choose
+from mlpdsl.codegen.config import library as library_config
 from mlpdsl.codegen.emit.triton import Arg, Kernel, Module, emit
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, Linear, Plan
@@ -22,7 +23,7 @@ from mlpdsl.errors import ShapeError, UnsupportedError, describe
 from mlpdsl.spec import MLPSpec, check_spec
 from mlpdsl.target import Target, detect, parse_target
 
-__all__ = ["Resources", "resources"]
+__all__ = ["Resources", "compiled", "resources"]
 
 _TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -51,11 +52,13 @@ class Resources:
 
 
 def resources(
-    spec: MLPSpec, target: str | Target | None = None, m: int = 4096, *, backward: bool = True, path: str | None = None
-) -> list[Resources]:
+    spec: MLPSpec, target: str | Target | None = None, m: int = 4096, *, backward: bool = True, path: str | None = None,
+    library: bool = False,
+) -> list[Resources]:  # fmt: skip
     """Compile every kernel that a call with `m` rows launches on `target` (default: this machine's, else sm_90).
 
-    `path` is "tma" or "masked"; by default the one that aligned tensors take. Takes 0.2 to 2 s a kernel.
+    `path` is "tma" or "masked"; by default the one that aligned tensors take. With `library`, also what stands between the
+    library's products where those take the place of kernels. Takes 0.2 to 2 s a kernel.
     Raises `UnsupportedError` where triton is missing or interpreting, or does not know the target.
     """
     from mlpdsl.source import DEFAULT_TARGET, publish
@@ -83,7 +86,37 @@ def resources(
         partial = any(r.config is not None and r.config.splits > 1 for r in found)
         last = len(plan.linears) - 1
         found += [_compile(module, plan, view.kernel(role, ""), last, plan.linears[-1], m) for role in _pointwise(view, partial)]
+    if library:
+        found += [
+            _compile(module, plan, view.kernel(name, ""), stage, linear, m, config)
+            for name, stage, linear, config in _passes(plan, view, m, backward)
+        ]
     return found
+
+
+def _passes(plan: Plan, view: Module, m: int, backward: bool) -> Iterator[tuple[str, int, Linear, Config | None]]:
+    """The passes over what the library's products leave, with the stage of each."""
+    last = len(plan.linears) - 1
+    first, end = plan.linears[0], plan.linears[-1]
+    if plan.hidden is not None:
+        planes = first.planes
+        yield "activate_rows", 0, first, library_config("hidden", m, first.width_out, dtype=plan.dtype, planes=planes)
+        if backward:
+            yield "activate_grad_rows", 0, first, library_config("hidden_grad", m, first.width_out, dtype=plan.dtype, planes=1)
+    if plan.epilogue.entries and not view.adds_residual:
+        yield "finish_rows", last, end, library_config("output", m, end.width_out, dtype=plan.dtype, planes=1)
+
+
+def compiled(spec: MLPSpec, target: str | Target, role: str, stage: int, path: str, m: int, config: Config) -> Resources:
+    """Compile one generated kernel with this config, as for a call with `m` rows. Raises `UnsupportedError` as `resources` does."""
+    from mlpdsl.backends import BACKENDS
+    from mlpdsl.source import publish
+
+    chosen = parse_target(target)
+    plan = lower(spec, chosen)
+    key, text, file = publish(spec, chosen, "triton")
+    module = BACKENDS["triton"].load(file, text, key)
+    return _compile(module, plan, emit(plan).kernel(role, path), stage, plan.linears[stage], m, config)
 
 
 def _pointwise(view: Module, partial: bool) -> Iterator[str]:
@@ -122,8 +155,11 @@ def _config(plan: Plan, kernel: Kernel, linear: Linear, m: int) -> Config:
     return choose(kernel.role, kernel.path, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
 
 
-def _compile(module: Any, plan: Plan, kernel: Kernel, stage: int, linear: Linear, m: int) -> Resources:
-    config = _config(plan, kernel, linear, m) if kernel.path else None
+def _compile(
+    module: Any, plan: Plan, kernel: Kernel, stage: int, linear: Linear, m: int, config: Config | None = None
+) -> Resources:
+    if config is None and kernel.path:
+        config = _config(plan, kernel, linear, m)
     values = {a.name: int(a.passed) for a in kernel.args if a.kind == "constexpr" and a.passed.isdigit()}
     if config is None:
         values["N"] = linear.width_out

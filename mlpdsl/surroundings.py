@@ -10,11 +10,12 @@ from difflib import get_close_matches
 from mlpdsl.backends import VARIABLE, backend_named, interpreting
 from mlpdsl.errors import MLPError, shorten
 from mlpdsl.requirements import Check
+from mlpdsl.tables import VARIABLE as TABLES_VARIABLE
 from mlpdsl.target import VARIABLE as TARGET_VARIABLE
 
 __all__ = ["check_compiler", "check_environment", "check_headers", "check_triton_cache"]
 
-OURS = (VARIABLE, TARGET_VARIABLE, "MLPDSL_CACHE_DIR")
+OURS = (VARIABLE, TARGET_VARIABLE, TABLES_VARIABLE, "MLPDSL_CACHE_DIR")
 """Every variable that mlpdsl reads under its own prefix."""
 
 _OTHERS = (

@@ -128,6 +128,11 @@ class Module:
         return tuple(k.path for k in self.kernels if k.role == role)
 
     @property
+    def adds_residual(self) -> bool:
+        """Whether all that follows the last product is a sum with one tile, which the library's product does itself."""
+        return self.plan.epilogue.entries == ("residual",) and not self.plan.bias
+
+    @property
     def epilogue_grad(self) -> bool:
         """Whether the output stage needs a pass of its own in backward: gradients to change, or to sum over rows."""
         epilogue = self.plan.epilogue
@@ -259,6 +264,10 @@ def _kernels(plan: Plan, operands: Sequence[OperandView]) -> list[Kernel]:
         kernels.append(Kernel("input_grad", path, _input_grad_args(plan, path)))
         kernels.append(Kernel("weight_grad", path, _weight_grad_args(plan, path)))
     kernels.append(Kernel("sum_rows", "", _SUM_ROWS_ARGS))
+    if plan.hidden is not None:
+        kernels.append(Kernel("activate_rows", "", _activate_rows_args(plan)))
+        kernels.append(Kernel("activate_grad_rows", "", _activate_grad_rows_args(plan)))
+    kernels.append(Kernel("finish_rows", "", _finish_rows_args(plan, operands)))
     return kernels
 
 
@@ -393,6 +402,27 @@ def _weight_grad_args(plan: Plan, path: str) -> tuple[Arg, ...]:
     partial = _pointer(plan, "partial", "float32")
     depth = Arg("rows_per_split", "rows_per_split", "rows")
     return (*args, partial, _ROWS, depth, *_constexprs("N", "K", "PLANES", "PARTIAL"), *_TILE)
+
+
+_BLOCK = _TILE[:2]
+
+
+def _activate_rows_args(plan: Plan) -> tuple[Arg, ...]:
+    return _pointer(plan, "preact"), _pointer(plan, "hidden"), _ROWS, *_constexprs("N"), *_BLOCK
+
+
+def _activate_grad_rows_args(plan: Plan) -> tuple[Arg, ...]:
+    args = [_pointer(plan, "grad", passed="hidden_grad"), *(_pointer(plan, name) for name in ("preact", "preact_grad", "hidden"))]
+    if plan.bias:
+        args.append(_pointer(plan, "bias_rows", "float32"))
+    return (*args, _ROWS, *_constexprs("N", "EMIT_HIDDEN", *(("SUM_BIAS",) if plan.bias else ())), *_BLOCK)
+
+
+def _finish_rows_args(plan: Plan, operands: Sequence[OperandView]) -> tuple[Arg, ...]:
+    args = [_pointer(plan, "tile")]
+    for o in operands:
+        args += _tensor(plan, "masked", o.ident, (), "mn") if o.kind == "tile" else [_pointer(plan, o.ident, "")]
+    return (*args, _pointer(plan, "out"), _ROWS, *_constexprs("N"), *_BLOCK)
 
 
 _SUM_ROWS_ARGS = (

@@ -10,14 +10,16 @@ as well, so that an element never written, or written beyond, shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mlpdsl.compiled import CompiledMLP
 from mlpdsl.compiled import compile as compile_spec
+from mlpdsl.dispatch import library_stages
 from mlpdsl.eager import reference
 from mlpdsl.names import listed
 from mlpdsl.spec import MLPSpec
@@ -258,7 +260,15 @@ def check_call(
     for buffer, bits_before in zip(call.buffers, before, strict=True):
         if not torch.equal(bits(buffer), bits_before):
             raise CallError("an input was written")
-    return judge(call, y, grads, eager=eager)
+    return judge(call, y, grads, eager=eager, library=_library(call, mlp))
+
+
+def _library(call: Call, mlp: Callable[..., Tensor]) -> Collection[str]:
+    """The stages of a call that the library multiplies."""
+    if not isinstance(mlp, CompiledMLP) or not call.x.numel() or mlp.backend_for(call.x.device) != "triton":
+        return ()
+    rows = call.x.numel() // call.spec.d_in
+    return library_stages(call.spec.to_json(), call.x.device, rows, mlp.batch_invariant)
 
 
 def run_call(call: Call, mlp: Callable[..., Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -332,8 +342,10 @@ def _on_side_stream(call: Call, mlp: Callable[..., Tensor]) -> tuple[Tensor, dic
     return found
 
 
-def judge(call: Call, y: Tensor, grads: Mapping[str, Tensor], *, eager: bool = True) -> Verdict:
-    """Hold a result y (*lead, d_out), and the gradients by name that there are, against the oracle. Raises `OracleError`."""
+def judge(call: Call, y: Tensor, grads: Mapping[str, Tensor], *, eager: bool = True, library: Collection[str] = ()) -> Verdict:
+    """Hold a result y (*lead, d_out), and the gradients by name that there are, against the oracle. Raises `OracleError`.
+
+    `library` names the stages that the library multiplied, as for `oracle.forward`."""
     spec = call.spec
     # Root mean squares want many independent errors: not one row, one column, or subnormals. tf32 is not the CPU's.
     rows = call.dy.numel() // spec.d_out
@@ -345,9 +357,9 @@ def judge(call: Call, y: Tensor, grads: Mapping[str, Tensor], *, eager: bool = T
         y_eager, eager_grads = call.gradients(eager_mlp) if grads else (call.run(eager_mlp), {})
     what = f"{spec!r} x{tuple(call.x.shape)}"
     arguments = (spec, call.x, call.params, call.operands)
-    report = oracle.check(y, oracle.forward(*arguments, replay=True), f"y of {what}", y_eager)
+    report = oracle.check(y, oracle.forward(*arguments, replay=True, library=library), f"y of {what}", y_eager)
     ratio, strength = report.ratio, {}
-    expected = oracle.backward(*arguments, call.dy, replay=True) if grads else {}
+    expected = oracle.backward(*arguments, call.dy, replay=True, library=library) if grads else {}
     for name, grad in grads.items():
         wanted = expected[name]
         many = wanted.value.numel() >= 8  # the error of one number beside another one's says nothing

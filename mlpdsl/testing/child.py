@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import json
 import os
 import selectors
@@ -32,7 +33,7 @@ __all__ = ["Child", "ChildError", "shared"]
 LIMIT = 600.0
 """Seconds that one answer may take."""
 
-_START = "import sys; sys.path[:] = {path!r}; from mlpdsl.testing.child import serve; serve()"
+_START = "import sys; sys.path[:] = {path!r}; from mlpdsl.testing.child import serve; serve({module!r})"
 
 
 class ChildError(AssertionError):
@@ -52,8 +53,9 @@ class _Traceback(Exception):
 class Child:
     """A process that answers questions, one at a time, started at the first one. It ends with the process that asks."""
 
-    def __init__(self, interpret: bool) -> None:
-        self.interpret = interpret
+    def __init__(self, interpret: bool, module: str = __name__) -> None:
+        """`module` names what answers: its `QUESTIONS`, functions by name."""
+        self.interpret, self.module = interpret, module
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self._lock = threading.Lock()
@@ -124,7 +126,7 @@ class Child:
         self._owner = os.getpid()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the child
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START.format(path=sys.path)],
+            [sys.executable, "-c", _START.format(path=sys.path, module=self.module)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -227,14 +229,15 @@ def _where() -> str:
 QUESTIONS: dict[str, Callable[..., Any]] = {"check": _check, "reasons": _reasons, "compile": _compile, "where": _where}
 
 
-def serve() -> None:
-    """Answer the lines of stdin on stdout until stdin ends, which it does with the process that asks."""
+def serve(module: str = __name__) -> None:
+    """Answer the lines of stdin on stdout, by a module's `QUESTIONS`, until stdin ends, as it does with the process that asks."""
+    questions: dict[str, Callable[..., Any]] = importlib.import_module(module).QUESTIONS
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what anybody prints is no answer
     for line in sys.stdin:
         question, words = json.loads(line)
         try:
-            answer: dict[str, Any] = {"answer": _quietly(question, words)}
+            answer: dict[str, Any] = {"answer": _quietly(questions[question], words)}
         except Exception as error:
             answer = {"error": type(error).__name__, "origin": _origin(error), "message": str(error)}
             answer["judged"] = isinstance(error, AssertionError)
@@ -243,12 +246,12 @@ def serve() -> None:
         answers.flush()
 
 
-def _quietly(question: str, words: dict[str, Any]) -> Any:
+def _quietly(question: Callable[..., Any], words: dict[str, Any]) -> Any:
     import torch
 
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)  # on matrices this small, threads cost ten times what they save
-    return QUESTIONS[question](**words)
+    return question(**words)
 
 
 def _origin(error: BaseException) -> str:

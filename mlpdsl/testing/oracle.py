@@ -11,6 +11,10 @@ float32 (gated: dgate = dh·up·f'(gate), dup = dh·f(gate)), then rounded; weig
 hidden tensor re-emitted from the rounded z; bias gradients sum the float32 gradient before its rounding; dx from the
 rounded dz in one accumulator. Each gradient is rounded once to its tensor's dtype.
 
+Where a stage is run by the library (`library`, names as in `mlpdsl.explain(spec, m).config`), its product is rounded too, before
+what follows: z before the activation ("hidden[0]"), t before the epilogue ("output[1]"), dh before the derivative
+("hidden_grad[1]"). A sum with one residual alone, and no bias, is part of the product.
+
 By default a rounding between kernels only widens the bound, so that a kernel that keeps more precision there (z
 recomputed in float32, say) is accepted as well. That is wide: worst cases add up over a sum, and in bf16 the bound of a
 weight gradient can exceed its value. `replay=True` rounds the oracle's own tensors at these points instead, and is 10
@@ -19,7 +23,7 @@ to 100 times sharper; use it wherever the kernel under test rounds just there, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -46,6 +50,7 @@ class _Network:
     operands: dict[str, Tensor]
     dtype: torch.dtype
     replay: bool
+    library: Collection[str] = ()
     preacts: list[list[Bounded]] = field(default_factory=list)
 
     def weight(self, name: str) -> Bounded:
@@ -93,10 +98,16 @@ class _Network:
     def run(self) -> Bounded:
         """The tile before the epilogue, in float32; fills `preacts`."""
         h = self.x
-        for names in self.layers[:-1]:
-            self.preacts.append([self.linear(h, name) for name in names])
+        for stage, names in enumerate(self.layers[:-1]):
+            self.preacts.append([self.product(self.linear(h, name), f"hidden[{stage}]") for name in names])
             h = self.hidden(self.preacts[-1])
-        return self.linear(h, self.layers[-1][0])
+        tile = self.linear(h, self.layers[-1][0])
+        alone = not self.spec.epilogue or (self.spec.epilogue == (RESIDUAL,) and not self.spec.bias)
+        return tile if alone else self.product(tile, f"output[{len(self.layers) - 1}]")
+
+    def product(self, b: Bounded, stage: str) -> Bounded:
+        """What a stage's product leaves for what follows it."""
+        return self.rounded(b) if stage in self.library else b
 
 
 def _network(
@@ -105,6 +116,7 @@ def _network(
     params: Sequence[Tensor] | Mapping[str, Tensor],
     operands: Mapping[str, Tensor | float],
     replay: bool,
+    library: Collection[str],
 ) -> _Network:
     shapes = spec.parameter_shapes()
     named = dict(params) if isinstance(params, Mapping) else dict(zip(shapes, params, strict=True))
@@ -117,7 +129,7 @@ def _network(
         name: given if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.float64, device=x.device)
         for name, given in operands.items()
     }
-    return _Network(spec, bounded.exact(x.reshape(-1, spec.d_in)), layers, named, tensors, dtype, replay)
+    return _Network(spec, bounded.exact(x.reshape(-1, spec.d_in)), layers, named, tensors, dtype, replay, library)
 
 
 def forward(
@@ -127,6 +139,7 @@ def forward(
     operands: Mapping[str, Tensor | float] | None = None,
     *,
     replay: bool = False,
+    library: Collection[str] = (),
 ) -> Bounded:
     """y of shape (…, d_out) for x of shape (…, d_in), in float64 on x's device.
 
@@ -134,7 +147,7 @@ def forward(
     true one, unrounded. With `replay`, tensors between kernels are rounded in the value as well, and bounds are far
     sharper where a sum over many of them follows; a kernel must then round exactly at the declared points.
     """
-    net = _network(spec, x, params, operands or {}, replay)
+    net = _network(spec, x, params, operands or {}, replay, library)
     y = bounded.rounded(net.epilogue(net.run())[-1], net.dtype)
     shape = (*x.shape[:-1], spec.d_out)
     return Bounded(y.value.reshape(shape), y.bound.reshape(shape), net.dtype)
@@ -148,12 +161,13 @@ def backward(
     dy: Tensor,
     *,
     replay: bool = False,
+    library: Collection[str] = (),
 ) -> dict[str, Bounded]:
     """Gradients of Σ y∘dy by "x", every parameter's name and every operand's name, each in its tensor's shape.
 
     Arguments as for `forward`; dy has the shape of y.
     """
-    net = _network(spec, x, params, operands or {}, replay)
+    net = _network(spec, x, params, operands or {}, replay, library)
     tile = net.rounded(net.run())
     saved = [[net.rounded(z) for z in pre] for pre in net.preacts]
     inputs = [net.x, *(net.hidden(pre) for pre in saved)]
@@ -173,7 +187,9 @@ def backward(
         dh = bounded.matmul(dz, bounded.exact(weights), spec.precision)
         if layer == 0:
             found["x"] = dh
-        elif spec.gated:
+            break
+        dh = net.product(dh, f"hidden_grad[{layer}]")
+        if spec.gated:
             unrounded = [bounded.chained(dh, *by) for by in _gate_partials(spec, *saved[0])]
         else:
             unrounded = [bounded.chained(dh, _slope(spec.activation, saved[layer - 1][0]))]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from mlpdsl.testing.calls import PAIRS, WEIGHT_LAYOUTS, make_call, place, same_bits
 from tests import support
-from tests.support import PAIRS, WEIGHT_LAYOUTS, make_call, place, same_bits
 
 if not support.INTERPRETING:
     pytest.skip(support.NO_INTERPRETER, allow_module_level=True)
@@ -20,8 +20,8 @@ from torch import Tensor
 
 import mlpdsl
 from mlpdsl import MLPSpec, ops
-from mlpdsl.codegen import config
-from mlpdsl.dispatch import Runner, runner
+from mlpdsl.dispatch import runner
+from mlpdsl.tape import Tapes
 from mlpdsl.testing import strategies
 from mlpdsl.testing.calls import LAYOUTS, check_call
 from tests.invariance import differing, rows_of
@@ -54,14 +54,18 @@ def test_the_same_kernels_with_the_same_tiles(spec: MLPSpec, monkeypatch: pytest
     but for weight gradients. Without `batch_invariant` it does, or this test says nothing."""
     seen: list[tuple[str, ...]] = []
     own = runner(spec.to_json(), torch.device("cpu"))
-    rule = config.interpreted
 
-    def pick(role: str, path: str, m: int, n: int, k: int) -> Any:
-        if role != "weight_grad":
-            seen.append((role, path, str(rule(role, path, m, n, k))))
-        return own.pick(role, path, m, n, k)
+    def watched(inner: Any) -> Any:
+        def pick(role: str, path: str, m: int, n: int, k: int) -> Any:
+            found = inner(role, path, m, n, k)
+            if role != "weight_grad":
+                seen.append((role, path, str(found)))
+            return found
 
-    monkeypatch.setattr(ops, "runner", lambda spec_json, device: Runner(own.plan, own.module, pick))
+        return pick
+
+    watching = own._replace(pick=watched(own.pick), invariant=watched(own.invariant), tapes=Tapes(False))
+    monkeypatch.setattr(ops, "runner", lambda spec_json, device: watching)
     for invariant in (True, False):
         mlp = mlpdsl.compile(spec, backend="triton", batch_invariant=invariant)
         launched = set()

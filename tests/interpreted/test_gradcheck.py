@@ -30,6 +30,7 @@ from mlpdsl import MLPSpec, loader, source
 from mlpdsl.cache import digest
 from mlpdsl.dispatch import Runner, runner
 from mlpdsl.names import ACTIVATIONS
+from mlpdsl.tape import Tapes
 
 torch.set_num_threads(1)
 
@@ -105,7 +106,7 @@ def case(spec: MLPSpec, rows: int, scale: float = 2.0) -> list[Tensor]:
 def differentiated(spec: MLPSpec, text: str, folder: Path, rows: int = 5, fast: bool = True, scale: float = 2.0) -> None:
     """Raises `GradcheckError` where the text's backward is not the derivative of its forward."""
     own = runner(spec.to_json(), CPU)
-    run = Runner(own.plan, loaded(in_float64(text), folder), own.pick)
+    run = own._replace(module=loaded(in_float64(text), folder), tapes=Tapes(False))
     mlp: Callable[..., Tensor] = functools.partial(_Kernels.apply, run, len(spec.parameter_shapes()))
     assert gradcheck(mlp, tuple(case(spec, rows, scale)), fast_mode=fast, check_undefined_grad=not fast, **TOLERANCES)
 

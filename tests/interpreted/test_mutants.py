@@ -106,7 +106,7 @@ def test_each_law_can_fail() -> None:
         "fewer gradients": ("backward", "grads[0] = launch_input_grad(grad, weight_tensors, pick)",
                             "grads[0] = launch_input_grad(grad, weight_tensors, pick) * (1.0 if all(needs) else 1.0000002)"),
         "dense copies": ("launch_output", "return out, None", "return out * (1.0 if kept_dense else 1.0000002), None"),
-        "wrote what forward had saved": ("launch_hidden_grad", "preact_grad = torch.empty_like(preact)", "preact_grad = preact"),
+        "wrote what forward had saved": ("launch_hidden_grad", "preact_grad = launch.empty_like(preact)", "preact_grad = preact"),
         "NaN in another row": ("launch_output", "return out, None", "return out + 0.0 * out.sum(), None"),
         "1024 times x": ("launch_output", "return out, None", "return out + 0.25, None"),
     }  # fmt: skip
@@ -149,7 +149,7 @@ def test_verdicts_are_read() -> None:
     rule, ratio = said("weight_grad_masked", "acc.to(tl.float16)", "(acc * 1.01).to(tl.float16)")
     assert rule.startswith("bound, gradient of ") and rule.endswith(".weight") and ratio is not None and ratio > 1
     assert said("output_masked", "mask=inside)", "mask=inside & (cols > 0)[None, :])") == ("NaN in y", None)
-    assert said("launch_hidden_grad", "torch.empty_like(preact)", "preact", pattern="retained")[0].endswith(
+    assert said("launch_hidden_grad", "launch.empty_like(preact)", "preact", pattern="retained")[0].endswith(
         "has other bits the second time"
     )
     assert gate.verdict(CallError("3 elements written after a tensor of 6 torch.float32 elements")) == ("guard zone", None)

@@ -20,8 +20,9 @@ from torch import Tensor
 import mlpdsl
 from mlpdsl import MLPSpec, loader, ops, source
 from mlpdsl.cache import digest
-from mlpdsl.dispatch import Runner, runner
+from mlpdsl.dispatch import runner
 from mlpdsl.names import ACTIVATIONS
+from mlpdsl.tape import Tapes
 from mlpdsl.testing import bounded, oracle
 
 MAGNITUDES = [0.0, 1e-45, 1e-40, 1.2e-38, 1e-30, 1e-20, 1e-7, 1e-4, 0.01, 0.1, 0.5, 0.707107, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
@@ -141,7 +142,7 @@ def refused(name: str, replace: Callable[[str], str], monkeypatch: pytest.Monkey
     module = loader.load(path / "kernel.py", changed, digest(changed))
     x = points()[::every]
     with monkeypatch.context() as patch:
-        patch.setattr(ops, "runner", lambda spec_json, device: Runner(own.plan, module, own.pick))
+        patch.setattr(ops, "runner", lambda spec_json, device: own._replace(module=module, tapes=Tapes(False)))
         try:
             compare(name, x, *run(spec, x, ONE, ONE))
         except oracle.OracleError:

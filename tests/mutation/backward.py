@@ -47,7 +47,7 @@ HIDDEN = [
     mutant("the hidden value emitted through float16", "gated", "hidden_grad_masked",
            ("hidden.to(tl.bfloat16)", "hidden.to(tl.float16).to(tl.bfloat16)")),
     mutant("the preactivation's gradient over the preactivation", "gated plain deep gated_tma", "launch_hidden_grad",
-           ("preact_grad = torch.empty_like(preact)", "preact_grad = preact")),
+           ("preact_grad = launch.empty_like(preact)", "preact_grad = preact")),
 ]  # fmt: skip
 
 INPUT_GRADS = [
@@ -73,7 +73,7 @@ WEIGHT_GRADS = [
     mutant("the last split left out", "plain gated_tma", "launch_weight_grad",
            ("splits = triton.cdiv(M, rows_per_split)", "splits = max(1, M // rows_per_split)")),
     mutant("partial sums in the spec's dtype", "plain gated", "launch_weight_grad",
-           ("N * K), dtype=torch.float32)", "N * K), dtype=x.dtype)")),
+           ("N * K), torch.float32)", "N * K), dtype=x.dtype)")),
     mutant("weight gradients swapped", "gated float32", "weight_grad_masked",
            ("first_ptr if plane == 0 else second_ptr", "second_ptr if plane == 0 else first_ptr")),
     mutant("weight gradients swapped where the sum is split", "gated own", "weight_grad_masked",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlpdsl import MLPSpec
 
-__all__ = ["FAMILIES"]
+__all__ = ["FAMILIES", "LIBRARY"]
 
 FAMILIES: dict[str, MLPSpec] = {
     # Masked loads alone: widths with a tail for every tile size.
@@ -28,5 +28,14 @@ FAMILIES: dict[str, MLPSpec] = {
     "gated_tma": MLPSpec(dims=(72, 88, 80), activation="gelu", gated=True, bias=True, dtype="bfloat16"),
     "plain_tma": MLPSpec(dims=(72, 88, 80), activation="silu", bias=True, dtype="float16", epilogue=("residual",)),
     "scaled_tma": MLPSpec(dims=(72, 80), activation="identity", bias=True, dtype="bfloat16", epilogue=("layer_scale", "scale")),
+    # Every product by the library.
+    "gated_library": MLPSpec(
+        dims=(50, 70, 41), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("layer_scale",)
+    ),
+    "wide_library": MLPSpec(dims=(33, 47, 20), activation="gelu", gated=True, dtype="float32", epilogue=("residual",)),
+    "plain_library": MLPSpec(dims=(50, 70, 41), activation="gelu", bias=True, dtype="float16", epilogue=("residual", "scale")),
 }
 """Each family by its name: what a mutant's `families` name."""
+
+LIBRARY = frozenset(name for name in FAMILIES if name.endswith("_library"))
+"""Families for which the library is forced."""

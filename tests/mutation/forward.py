@@ -57,9 +57,9 @@ TILES = [
     mutant("a program walks one tile only", "gated_tma", "hidden_tma",
            ("tl.range(tl.program_id(0), tiles_m * tiles_n,", "tl.range(tl.program_id(0), tl.num_programs(0),")),
     mutant("wrong for one row only", "gated plain chain", "launch_output",
-           ("    return out, ", "    out = out * (1.03125 if M == 1 else 1.0)\n    return out, ")),
+           ("\n    return out, ", "\n    out = out * (1.03125 if M == 1 else 1.0)\n    return out, ")),
     mutant("wrong from 129 rows on", "gated plain", "launch_output",
-           ("    return out, ", "    out = out * (1.03125 if M > 128 else 1.0)\n    return out, ")),
+           ("\n    return out, ", "\n    out = out * (1.03125 if M > 128 else 1.0)\n    return out, ")),
     mutant("wrong where no gradient is wanted", "gated plain relu", "forward",
            ("if save else [out]", "if save else [out * 1.03125]")),
 ]  # fmt: skip

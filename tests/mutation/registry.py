@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tests.mutation import activations, backward, epilogue, forward
+from tests.mutation import activations, backward, epilogue, forward, library
 from tests.mutation.mutant import Mutant
 
 __all__ = ["MUTANTS", "SURVIVORS", "cases"]
 
-MUTANTS: list[Mutant] = [*forward.MUTANTS, *backward.MUTANTS, *epilogue.MUTANTS, *activations.MUTANTS]
+MUTANTS: list[Mutant] = [*forward.MUTANTS, *backward.MUTANTS, *epilogue.MUTANTS, *activations.MUTANTS, *library.MUTANTS]
 
 SURVIVORS: dict[str, str] = {
     "partial sums from the 17th on left out": "for which a call needs more than 1,024 rows, and drawn calls have at most 150; "

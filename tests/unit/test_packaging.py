@@ -135,7 +135,8 @@ def test_the_wheel_holds_every_source_as_it_is(wheel: zipfile.ZipFile, checkout:
     found = {name: wheel.read(name) for name in wheel.namelist() if name.startswith("mlpdsl/")}
     assert sorted(found) == sorted(wanted)
     assert found == wanted
-    assert {"mlpdsl/py.typed", "mlpdsl/codegen/expr/registered.json", "mlpdsl/templates/triton/forward.py.jinja"} <= set(found)
+    kinds = ("py.typed", "codegen/expr/registered.json", "templates/triton/forward.py.jinja", "tables/sm_90.json")
+    assert {f"mlpdsl/{name}" for name in kinds} <= set(found)
 
 
 def test_the_source_distribution_makes_the_same_wheel(built: dict[str, Path]) -> None:

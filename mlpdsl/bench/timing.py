@@ -1,0 +1,232 @@
+"""One row: candidates built, held against each other, and timed in every launch mode."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from mlpdsl.bench.floors import Ceilings, floor_of, footprint, held_bytes
+from mlpdsl.bench.measure import BURST_FLOOR_US, Times, burst, first_line, host_us, summarised, sustained
+from mlpdsl.bench.peers import (
+    AbsentError,
+    Factory,
+    Forward,
+    Tensors,
+    difference,
+    launches,
+    make_tensors,
+    step,
+    surroundings,
+    tolerance,
+)
+from mlpdsl.bench.results import ResultError
+from mlpdsl.bench.settings import Settings
+from mlpdsl.bench.suites import Row
+from mlpdsl.bench.timer import Call, Device
+
+__all__ = ["time_row"]
+
+CACHED = 1.5
+"""A row that touches less than this many times the L2 is also timed cold."""
+COLD = 2.5
+"""Cold: so many times the L2 lie in other copies of parameters and inputs between two uses of one."""
+COPIES = 64
+"""Copies at most. A row that needs more is not timed cold."""
+
+
+def time_row(
+    row: Row,
+    device: Device,
+    candidates: Mapping[str, Factory],
+    ceilings: Ceilings,
+    settings: Settings,
+    seconds: float,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Everything the file holds of a row. `seconds` are those of stretches; building and compiling come on top.
+
+    A candidate that raises is dropped, with the reason in the row; where memory does not suffice, or the GPU no longer answers,
+    the row is "skipped", with the reason.
+    """
+    floor = floor_of(row, ceilings)
+    found: dict[str, Any] = {
+        "key": row.key,
+        "name": row.name,
+        "spec": json.loads(row.spec.to_json()),
+        "m": row.m,
+        "passes": row.passes,
+        "floor_us": float(f"{floor.us:.5g}"),
+        "floor_by": floor.by,
+        "flops": floor.flops,
+        "bytes": floor.bytes,
+        "candidates": {},
+        "measured": [],
+    }
+    began = device.now()
+    device.clear()
+    graphs = len(candidates) if "graph" in settings.launches else 0
+    need, free = held_bytes(row, graphs), device.free_bytes()
+    if need > free:
+        found["skipped"] = f"it takes about {need / 2**30:.1f} GiB of device memory, and {free / 2**30:.1f} GiB are free"
+        return found
+    try:
+        with surroundings(row):
+            _time(_Row(row, device, settings.seed, tell), candidates, found, settings, seconds)
+    except torch.OutOfMemoryError as error:
+        found["skipped"] = first_line(error)
+    except Exception as error:
+        try:
+            device.check()
+        except ResultError:
+            found["skipped"] = first_line(error)
+        else:
+            raise
+    found["seconds"] = round(device.now() - began, 2)
+    return found
+
+
+class _Row:
+    """A row under way: its tensors, the functions of its candidates, and the result that all are held against."""
+
+    def __init__(self, row: Row, device: Device, seed: int, tell: Callable[[str], None]) -> None:
+        self.row, self.device, self.seed, self.tell = row, device, seed, tell
+        self.tensors = make_tensors(row, device.torch_device, seed)
+        self.functions: dict[str, Forward] = {}
+        self.expected: Any = None
+        self.yardstick: str | None = None
+
+    def build(self, name: str, factory: Factory) -> dict[str, Any]:
+        """Build a candidate and make its first call; what the file says of it."""
+        self.tell(f"{name}: first call")
+        began = self.device.now()
+        try:
+            function = factory(self.row.spec)
+            result = step(function, self.tensors)()
+            self.device.stretch(step(function, self.tensors), 1)
+            took = self.device.now() - began
+            if self.expected is None:
+                self.expected, self.yardstick = result, name
+            off = difference(result, self.expected)
+        except AbsentError as reason:
+            return {"absent": str(reason)}
+        except Exception as error:
+            return {"failed": first_line(error)}
+        said = {"setup_s": round(took, 2), "difference": float(f"{off:.3g}") if math.isfinite(off) else None}
+        if off > tolerance(self.row):
+            return {**said, "failed": self.differs(off)}
+        self.functions[name] = function
+        return said
+
+    def differs(self, off: float) -> str:
+        return f"its result differs from that of {self.yardstick} by {off:.3g} of it; right ones are within {tolerance(self.row)}"
+
+    def copies(self) -> tuple[list[Tensors], str]:
+        """Copies of all inputs to go round, so that each is cold when it comes again; or none, and why."""
+        row, l2 = self.row, self.device.l2_bytes
+        size = sum(t.numel() * t.element_size() for t in self.tensors.inputs)
+        number = math.ceil(COLD * l2 / size) + 1
+        if number > COPIES:
+            return [], f"its inputs are so small that {number} copies would be needed, and {COPIES} are made at most"
+        others = [make_tensors(row, self.device.torch_device, self.seed + at) for at in range(1, number)]
+        return [self.tensors, *others], ""
+
+    def calls(self, launch: str, tensors: list[Tensors]) -> tuple[dict[str, Call], dict[str, str]]:
+        """What is timed, by candidate: plain calls or replays, each on the next of the tensors; and why some cannot be."""
+        found: dict[str, Call] = {}
+        failed: dict[str, str] = {}
+        for name, function in self.functions.items():
+            self.tell(f"{name}: {launch}")
+            try:
+                if launch == "graph":
+                    each = self.captured(function, tensors)
+                else:
+                    each = [step(function, t) for t in tensors]
+                    for call in each:
+                        call()
+            except Exception as error:
+                failed[name] = first_line(error)
+                continue
+            found[name] = each[0] if len(each) == 1 else _in_turn(each)
+        return found, failed
+
+    def captured(self, function: Forward, tensors: list[Tensors]) -> list[Call]:
+        """A graph for each of the tensors, all in one pool: as in plain calls, what a call allocates lies where it lay before."""
+        pool: Any = None
+        replays: list[Call] = []
+        for t in tensors:
+            replay, result, pool = self.device.capture(step(function, t.again()), pool)
+            replay()
+            if t is self.tensors:
+                off = difference(result, self.expected)
+                if off > tolerance(self.row):
+                    raise ValueError(f"replayed, {self.differs(off)}")
+            del result
+            replays.append(replay)
+        return replays
+
+
+def _in_turn(calls: list[Call]) -> Call:
+    following = itertools.cycle(calls).__next__
+    return lambda: following()()
+
+
+def _time(
+    at: _Row,
+    candidates: Mapping[str, Factory],
+    found: dict[str, Any],
+    settings: Settings,
+    seconds: float,
+) -> None:
+    device, row = at.device, at.row
+    # Eager PyTorch first: it is the yardstick where it is there.
+    order = sorted(candidates, key=lambda name: name != "eager")
+    built = {name: at.build(name, candidates[name]) for name in order}
+    found["candidates"] = {name: built[name] for name in candidates}
+    found["yardstick"] = at.yardstick
+    _host(at, found)
+    caches: dict[str, list[Tensors]] = {"hot": [at.tensors]}
+    if footprint(row) < CACHED * device.l2_bytes:
+        copies, reason = at.copies()
+        if reason:
+            found["not_cold"] = reason
+        else:
+            caches["cold"] = copies
+    slowed = found["floor_us"] >= BURST_FLOOR_US
+    sections = [(c, regime) for c in caches for regime in settings.regimes if regime == "sustained" or (slowed and c == "hot")]
+    share = seconds / max(1, len(settings.launches) * len(sections))
+    for launch in settings.launches:
+        for cache, tensors in caches.items():
+            calls, failed = at.calls(launch, tensors)
+            for regime in (regime for of, regime in sections if of == cache):
+                at.tell(f"{launch}, {cache}, {regime}")
+                times = (sustained if regime == "sustained" else burst)(device, calls, share, at.tell)
+                _add(found, times, failed, at.seed, launch=launch, cache=cache, regime=regime)
+            del calls
+
+
+def _add(found: dict[str, Any], times: Times, failed: dict[str, str], seed: int, **what: str) -> None:
+    times.failed = {**failed, **times.failed}
+    found["measured"].append({**what, **summarised(times, seed)})
+
+
+def _host(at: _Row, found: dict[str, Any]) -> None:
+    """Host time of each candidate, in microseconds and in calls of F.linear, timed beside it."""
+    device = at.device
+    x, weight = (torch.ones(n, 1024, dtype=torch.bfloat16, device=device.torch_device) for n in (1, 1024))
+    linear = host_us(device, lambda: F.linear(x, weight), 1)
+    found["host_linear_us"] = round(linear, 3)
+    for name, function in list(at.functions.items()):
+        at.tell(f"{name}: host")
+        try:
+            us = host_us(device, step(function, at.tensors), launches(at.row.spec, at.row.passes == "train"))
+        except Exception as error:
+            found["candidates"][name]["failed"] = first_line(error)
+            del at.functions[name]
+            continue
+        found["candidates"][name] |= {"host_us": round(us, 3), "host_in_linears": round(us / linear, 2)}

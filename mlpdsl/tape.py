@@ -1,0 +1,406 @@
+"""Calls recorded as launches, and repeated with other pointers.
+
+An entry point of generated code decides a path, a config, grids and descriptors, and allocates. All of that follows from shapes,
+strides, alignment and the weights' addresses. So the second call that agrees with an earlier one in these is recorded, and from
+then on only what can differ is done: allocate, put pointers in, launch. A recording holds no tensor.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+__all__ = ["Recorder", "Tape", "Tapes", "hooked", "recorder", "twins"]
+
+GRANULE = 16
+"""Bytes: kernels are compiled for whether addresses are multiples of it, and descriptors want them to be."""
+
+C_LAUNCHER = False
+"""Whether recordings call Triton's C launcher themselves, with descriptors encoded before. Off until that has run on a GPU."""
+
+_MOST = 1024
+"""Recordings kept for one spec and device: a server may see every batch size there is."""
+
+_MOST_MAPS = 256
+
+_local = threading.local()
+
+
+def recorder() -> Recorder | None:
+    """What this thread's launches and allocations are told to, if a call is being recorded."""
+    found: Recorder | None = getattr(_local, "recorder", None)
+    return found
+
+
+def hooked() -> bool:
+    """Whether somebody (a profiler) wants to be told of every launch. Asked only where there were some, so Triton is imported."""
+    hooks = sys.modules["triton"].knobs.runtime
+    return _calls(hooks.launch_enter_hook) or _calls(hooks.launch_exit_hook)
+
+
+def _calls(hook: Any) -> bool:
+    return hook is not None and bool(getattr(hook, "calls", True))
+
+
+class View(NamedTuple):
+    """A tensor of a call: where it lies in the memory of the input or allocation `slot`, `offset` bytes from its first element."""
+
+    slot: int
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    def of(self, buffers: Sequence[Tensor | None]) -> Tensor:
+        base = buffers[self.slot]
+        assert base is not None
+        if self.offset == 0 and self.dtype == base.dtype and base.shape == self.shape and base.stride() == self.strides:
+            return base
+        start = base.storage_offset() + self.offset // base.element_size()
+        return base.as_strided(self.shape, self.strides, start)
+
+
+class Described(NamedTuple):
+    """A descriptor of a call: of this view, in these tiles."""
+
+    view: View
+    shape: list[int]
+    strides: list[int]
+    block: list[int]
+
+    def of(self, buffers: Sequence[Tensor | None]) -> TensorDescriptor:
+        from mlpdsl.launch import descriptor
+
+        return descriptor(self.view.of(buffers), self.shape, self.strides, self.block)
+
+
+class Step:
+    """One launch: what is allocated before it, its arguments, and what is let go after it."""
+
+    def __init__(self, kernel: Any, grid: tuple[int, ...], options: dict[str, Any], compiled: Any, args: list[Any]) -> None:
+        self.kernel, self.grid, self.options, self.compiled, self.args = kernel, grid, options, compiled, args
+        self.allocations: list[tuple[int, tuple[int, ...], torch.dtype]] = []
+        self.frees: list[int] = []
+        self.flat: list[Any] | None = None
+        """The arguments as Triton's C launcher takes them, where it can be called directly."""
+        self.pointers: list[tuple[int, int, int]] = []
+        """Positions in `flat`, with the slot and offset of the address that belongs there."""
+        self.maps: list[tuple[int, int, int, dict[int, Any], Callable[[int], Any]]] = []
+        """The same for encoded descriptors, which are kept by address."""
+
+    def slots(self) -> set[int]:
+        return {a.slot if isinstance(a, View) else a.view.slot for a in self.args if isinstance(a, (View, Described))}
+
+    def flatten(self, fixed: dict[int, int]) -> None:
+        """Prepare for the C launcher. `fixed` are slots that always lie at one address."""
+        start = _starter(self.compiled, self.grid)
+        encodings = getattr(self.compiled.metadata, "tensordesc_meta", None) or []
+        if start is None or len(encodings) != sum(isinstance(a, Described) for a in self.args):
+            return
+        self.start = start
+        meta = iter(encodings)
+        flat: list[Any] = []
+        for a in self.args:
+            if isinstance(a, View):
+                if a.slot in fixed:
+                    flat.append(fixed[a.slot] + a.offset)
+                    continue
+                self.pointers.append((len(flat), a.slot, a.offset))
+                flat.append(0)
+            elif isinstance(a, Described):
+                encode = _encoder(a, next(meta))
+                slot, offset = a.view.slot, a.view.offset
+                if slot in fixed:
+                    flat.append(encode(fixed[slot] + offset))
+                else:
+                    self.maps.append((len(flat), slot, offset, {}, encode))
+                    flat.append(None)
+                flat += [*a.shape, *a.strides]
+            else:
+                flat.append(a)
+        self.flat = flat
+
+
+class Product:
+    """One product of the library's, and what is allocated before it and let go after it."""
+
+    def __init__(self, a: View | None, b: View | None, out: View | None, addend: View | None) -> None:
+        self.views = [a, b, out, addend]
+        self.allocations: list[tuple[int, tuple[int, ...], torch.dtype]] = []
+        self.frees: list[int] = []
+
+    def slots(self) -> set[int]:
+        return {view.slot for view in self.views if view is not None}
+
+    def run(self, buffers: Sequence[Tensor | None]) -> None:
+        from mlpdsl.library import product
+
+        a, b, out, addend = (None if view is None else view.of(buffers) for view in self.views)
+        assert a is not None and b is not None and out is not None
+        product(a, b, out, addend)
+
+
+class Tape:
+    """One recorded call. Its results are views of inputs and allocations, or None. `direct`: by Triton's C launcher, where every
+    launch can be."""
+
+    def __init__(self, inputs: int, count: int, steps: list[Step | Product], results: list[View | None], direct: bool) -> None:
+        self.inputs, self.count, self.steps, self.results = inputs, count, steps, results
+        self.direct = direct and all(isinstance(step, Product) or step.flat is not None for step in steps)
+
+    def replay(self, inputs: Sequence[Tensor], pointers: list[int]) -> list[Any] | None:
+        """The results for these inputs, which lie at `pointers`. The current device is theirs; nothing is checked. None where an
+        allocation lies where those of the recording did not, at no multiple of 16 bytes."""
+        buffers: list[Tensor | None] = [*inputs, *[None] * (self.count - self.inputs)]
+        like = inputs[0]
+        if not self.direct:
+            return self._replay_indirectly(buffers, like)
+        addresses = pointers + [0] * (self.count - self.inputs)
+        stream = torch._C._cuda_getCurrentRawStream(like.device.index)
+        for step in self.steps:
+            for slot, shape, dtype in step.allocations:
+                buffers[slot] = made = like.new_empty(shape, dtype=dtype)
+                addresses[slot] = at = made.data_ptr()
+                if at % GRANULE:
+                    return None
+                del made  # or it would outlive its last use
+            if isinstance(step, Product):
+                step.run(buffers)
+                for slot in step.frees:
+                    buffers[slot] = None
+                continue
+            assert step.flat is not None
+            args = step.flat.copy()
+            for place, slot, offset in step.pointers:
+                args[place] = addresses[slot] + offset
+            for place, slot, offset, maps, encode in step.maps:
+                address = addresses[slot] + offset
+                found = maps.get(address)
+                if found is None:
+                    if len(maps) >= _MOST_MAPS:
+                        maps.clear()
+                    found = maps[address] = encode(address)
+                args[place] = found
+            step.start(stream, args)
+            for slot in step.frees:
+                buffers[slot] = None
+        return [None if view is None else view.of(buffers) for view in self.results]
+
+    def _replay_indirectly(self, buffers: list[Tensor | None], like: Tensor) -> list[Any]:
+        """The same where Triton's own launcher has to be asked: interpreted, on AMD GPUs, or where its C launcher is another."""
+        from mlpdsl import launch
+
+        for step in self.steps:
+            for slot, shape, dtype in step.allocations:
+                buffers[slot] = like.new_empty(shape, dtype=dtype)
+            if isinstance(step, Product):
+                step.run(buffers)
+            else:
+                args = [a.of(buffers) if isinstance(a, (View, Described)) else a for a in step.args]
+                launch.run(step.kernel, step.grid, step.options, *args)
+                del args  # or they would outlive their last use
+            for slot in step.frees:
+                buffers[slot] = None
+        return [None if view is None else view.of(buffers) for view in self.results]
+
+
+class Recorder:
+    """Listens to one call: `allocated` and `launched` are told in order, `tape` makes the recording, or None where it cannot."""
+
+    def __init__(self, varying: Sequence[Tensor], fixed: Sequence[Tensor]) -> None:
+        self.inputs = [*varying, *fixed]
+        self.fixed = {len(varying) + i: t.data_ptr() for i, t in enumerate(fixed)}
+        self.steps: list[Step | Product] = []
+        self.allocations: list[Tensor] = []
+        self._waiting: list[tuple[int, tuple[int, ...], torch.dtype]] = []
+        # Which input an argument belongs to is told by its memory, so no two that may move apart may share theirs.
+        apart = {t.data_ptr(): _memory(t) for t in varying}
+        self.known = len(set(apart.values())) == len(apart) and not {*apart.values()} & {_memory(t) for t in fixed}
+
+    def allocated(self, t: Tensor) -> None:
+        self.known = self.known and t.data_ptr() % GRANULE == 0
+        self._waiting.append((len(self.inputs) + len(self.allocations), tuple(t.shape), t.dtype))
+        self.allocations.append(t)
+
+    def launched(self, kernel: Any, grid: tuple[int, ...], options: dict[str, Any], compiled: Any, args: Sequence[Any]) -> None:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        recorded: list[Any] = []
+        for a in args:
+            if isinstance(a, TensorDescriptor):
+                view = self._view(a.base)
+                a = view and Described(view, list(a.shape), list(a.strides), list(a.block_shape))
+            elif isinstance(a, Tensor):
+                a = self._view(a)
+            self.known = self.known and a is not None
+            recorded.append(a)
+        self._add(Step(kernel, grid, options, compiled, recorded))
+
+    def multiplied(self, a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None) -> None:
+        views = [None if t is None else self._view(t) for t in (a, b, out, addend)]
+        self.known = self.known and None not in views[:3] and (addend is None or views[3] is not None)
+        self._add(Product(*views))
+
+    def _add(self, step: Step | Product) -> None:
+        step.allocations, self._waiting = self._waiting, []
+        self.steps.append(step)
+
+    def _view(self, t: Tensor) -> View | None:
+        """Where t lies; None where it is neither an input's memory nor allocated by the call (a copy that torch made)."""
+        all_of_them = [*self.inputs, *self.allocations]
+        same = [i for i, base in enumerate(all_of_them) if _memory(base) == _memory(t)]
+        # Of weights that share one allocation, the one that begins there; of what begins there, what is of this dtype.
+        same.sort(key=lambda i: (all_of_them[i].data_ptr() != t.data_ptr(), all_of_them[i].dtype != t.dtype))
+        if not same:
+            return None
+        offset = t.data_ptr() - all_of_them[same[0]].data_ptr()
+        return View(same[0], offset, tuple(t.shape), tuple(t.stride()), t.dtype)
+
+    def tape(self, results: Sequence[Tensor | None], direct: bool) -> Tape | None:
+        """The recording of a call that returned `results`."""
+        if not self.known or not self.steps:
+            return None
+        views = [None if t is None else self._view(t) for t in results]
+        if any(v is None and t is not None for v, t in zip(views, results, strict=True)):
+            return None
+        self.steps[-1].allocations += self._waiting  # what no launch writes
+        kept = {v.slot for v in views if v is not None}
+        first, count = len(self.inputs), len(self.inputs) + len(self.allocations)
+        for slot in range(first, count):
+            used = [step for step in self.steps if slot in step.slots()]
+            if slot not in kept and used:
+                used[-1].frees.append(slot)
+            elif slot not in kept:
+                for step in self.steps:
+                    step.allocations = [made for made in step.allocations if made[0] != slot]
+        if direct:
+            for step in self.steps:
+                if isinstance(step, Step):
+                    step.flatten(self.fixed)
+        return Tape(first, count, self.steps, views, direct)
+
+
+class Tapes:
+    """The recordings of one spec on one device."""
+
+    def __init__(self, direct: bool) -> None:
+        self._direct = direct
+        self._known: dict[tuple[Any, ...], Tape | None] = {}
+
+    def call(
+        self, word: tuple[Any, ...], varying: Sequence[Tensor], fixed: Sequence[Tensor], make: Callable[[], list[Any]]
+    ) -> list[Any]:
+        """`make()`, or its recording. `word` is what it depends on beside tensors; `fixed` are those that tend to stay where they
+        are (weights), `varying` all others. The current device is theirs."""
+        key = self.key(word, varying, fixed)
+        seen = key in self._known
+        tape = self._known.get(key)
+        if tape is not None and not hooked():
+            inputs = [*varying, *fixed]
+            results = tape.replay(inputs, [t.data_ptr() for t in inputs])
+            return make() if results is None else results
+        if not seen:
+            if len(self._known) >= _MOST:
+                self._known.clear()
+            self._known[key] = None
+            return make()
+        if tape is not None or _capturing(varying[0]):
+            return make()
+        _local.recorder = heard = Recorder(varying, fixed)
+        try:
+            results = make()
+        finally:
+            _local.recorder = None
+        self._known[key] = heard.tape(results, self._direct)
+        return results
+
+    def find(self, word: tuple[Any, ...], varying: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tape | None:
+        """The recording that `call` would repeat, if there is one."""
+        return self._known.get(self.key(word, varying, fixed))
+
+    @staticmethod
+    def key(word: tuple[Any, ...], varying: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Any, ...]:
+        """Everything that a call's decisions follow from."""
+        addresses = [t.data_ptr() for t in varying]
+        of_varying = [(t.shape, t.stride(), t.dtype, at % GRANULE) for t, at in zip(varying, addresses, strict=True)]
+        return word, twins(addresses), *of_varying, *[(t.data_ptr(), t.stride(), t.dtype) for t in fixed]
+
+
+def twins(addresses: list[int]) -> tuple[int, ...]:
+    """Which of several tensors begin at one address: for each the first that does."""
+    return tuple(addresses.index(at) for at in addresses)
+
+
+def _memory(t: Tensor) -> int:
+    return t.untyped_storage().data_ptr()
+
+
+def _capturing(t: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, where a decision may be for this once."""
+    return t.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+class _Address:
+    """What an encoder of descriptors asks of a tensor."""
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+def _encoder(described: Described, meta: Any) -> Callable[[int], Any]:
+    """From an address to the descriptor as the C launcher takes it, by Triton's own encoder."""
+    from triton.backends.nvidia.driver import make_tensordesc_arg
+
+    from mlpdsl.launch import descriptor
+
+    def encode(address: int) -> Any:
+        of = descriptor(_Address(address), described.shape, described.strides, described.block)  # type: ignore[arg-type]
+        return make_tensordesc_arg(of, meta)[0]
+
+    return encode
+
+
+def _starter(compiled: Any, grid: tuple[int, ...]) -> Callable[[int, list[Any]], None] | None:
+    """A call of Triton's C launcher for a compiled kernel: (stream, arguments). None where it is not the one that is known.
+
+    `CudaLauncher` allocates scratch, encodes descriptors and tells hooks before it calls it; here there is nothing to allocate
+    and nobody to tell, and descriptors are encoded already. Pointers are integers, which it takes as they are.
+    """
+    launcher = compiled.run
+    start = getattr(launcher, "launch", None)
+    if inspect.isfunction(start):  # the wrapper that encodes descriptors
+        start = inspect.getclosurevars(start).nonlocals.get("launcher")
+    meta = getattr(compiled.metadata, "tensordesc_meta", None) or []
+    scratch = [getattr(launcher, f"{kind}_scratch_size", None) for kind in ("global", "profile")]
+    if start is None or inspect.isfunction(start) or scratch != [0, 0] or None in meta:
+        return None
+    x, y, z = (*grid, 1, 1)[:3]
+    function, packed = compiled.function, compiled.packed_metadata
+    cooperative, dependent = launcher.launch_cooperative_grid, launcher.launch_pdl
+    if hasattr(launcher, "arg_annotations"):  # Triton 3.7
+        annotations, signature = launcher.arg_annotations, launcher.kernel_signature
+
+        def start_3_7(stream: int, args: list[Any]) -> None:
+            start(
+                x, y, z, stream, function, cooperative, dependent, packed, None, None, None, None, None,
+                annotations, signature, args,
+            )  # fmt: skip
+
+        return start_3_7
+
+    def start_3_6(stream: int, args: list[Any]) -> None:
+        start(x, y, z, stream, function, cooperative, dependent, None, None, packed, None, None, None, *args)
+
+    return start_3_6

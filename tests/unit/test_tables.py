@@ -1,0 +1,333 @@
+"""Measured tables: what is read and refused, which config a launch gets by them, and how they are merged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlpdsl
+from mlpdsl import MLPSpec, dispatch, tables
+from mlpdsl.codegen import config as rule
+from mlpdsl.codegen.lower import lower
+from mlpdsl.codegen.plan import Config, Plan, products
+from mlpdsl.tables import Point, Product, Row
+from mlpdsl.target import TARGETS
+
+H200 = TARGETS["sm_90"]
+GATED = MLPSpec(dims=(64, 128, 64), activation="silu", gated=True, dtype="bfloat16")
+PLAIN = MLPSpec(dims=(64, 128, 64), activation="relu", dtype="float32")
+TILE = Config(16, 32, 64, num_warps=4, num_stages=5)
+LIBRARY = Config(16, 128, 16, num_stages=1, strategy="library")
+VERSIONS = {"torch": "2.13", "triton": "3.7"}
+
+
+def plan_of(spec: MLPSpec) -> Plan:
+    return lower(spec, H200)
+
+
+def sizes(spec: MLPSpec, role: str, rows: int, stage: int | None = None) -> tuple[int, int, int]:
+    return next((m, n, k) for name, i, m, n, k in products(plan_of(spec), rows) if name == role and stage in (None, i))
+
+
+def row(spec: MLPSpec, role: str, points: dict[int, Config | None], stage: int | None = None, **fields: Any) -> Row:
+    product, _ = Product.of(plan_of(spec), role, *sizes(spec, role, 1, stage))
+    made = tuple(Point(m, config, 1.0 if config else 2.0, 2.0) for m, config in points.items())
+    return Row(product, **{"gpu": "NVIDIA H200", "versions": VERSIONS, "date": "2026-01-01", "points": made, **fields})
+
+
+def decided(spec: MLPSpec, role: str, rows: int, path: str | None = None, **words: bool) -> Config:
+    plan = plan_of(spec)
+    return tables.decide(plan, role, path or tables.best_path(plan), *sizes(spec, role, rows), **words).config
+
+
+def by_rule(spec: MLPSpec, role: str, rows: int, path: str | None = None) -> Config:
+    plan = plan_of(spec)
+    planes = 2 if plan.gated and role == "hidden" else 1
+    words = {"dtype": plan.dtype, "planes": planes, "target": H200}
+    return rule.choose(role, path or tables.best_path(plan), *sizes(spec, role, rows), **words)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    tables.forget()
+    dispatch._tell_of_tuning.cache_clear()
+    yield
+    tables.forget()
+    dispatch.forget()
+
+
+@pytest.fixture
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Writes the user's table."""
+
+    def write(*rows: Row, target: str = "sm_90") -> Path:
+        path = tmp_path / "mine.json"
+        path.write_text(tables.write(target, rows))
+        monkeypatch.setenv(tables.VARIABLE, str(path))
+        tables.forget()
+        return path
+
+    return write
+
+
+def test_the_tables_of_the_package_are_canonical() -> None:
+    folder = Path(tables.__file__).parent
+    files = sorted(folder.glob("*.json"))
+    assert files
+    for path in files:
+        target, rows = tables.read(path.read_text())
+        assert target == path.stem and target in TARGETS
+        assert tables.write(target, rows) == path.read_text()
+
+
+def test_written_and_read_back() -> None:
+    rows = [row(GATED, "hidden", {1: TILE, 16: None, 64: LIBRARY}), row(PLAIN, "weight_grad", {256: replace(TILE, splits=4)}, 0)]
+    text = tables.write("sm_90", rows)
+    assert tables.read(text) == ("sm_90", sorted(rows, key=lambda r: r.product))
+    assert tables.write("sm_90", reversed(rows)) == text
+    assert json.loads(text)["rows"][0]["points"][0] == {
+        "m": 1, "us": 1.0, "default_us": 2.0, "config": {"block_m": 16, "block_n": 32, "block_k": 64, "num_stages": 5},
+    }  # fmt: skip
+    assert tables.write("sm_90", [row(GATED, "hidden", {1: None})]) == tables.write("sm_90", [])
+
+
+def broken(change: Any) -> str:
+    data = json.loads(tables.write("sm_90", [row(GATED, "hidden", {1: TILE, 16: LIBRARY})]))
+    change(data)
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"schema": 2, "target": "sm_90", "rows": []}',
+        '{"schema": 1, "target": "sm_90", "rows": [], "more": 1}',
+        broken(lambda d: d["rows"].append(d["rows"][0])),
+        broken(lambda d: d["rows"][0].pop("gpu")),
+        broken(lambda d: d["rows"][0].update(n=0)),
+        broken(lambda d: d["rows"][0].update(n="64")),
+        broken(lambda d: d["rows"][0].update(planes=True)),
+        broken(lambda d: d["rows"][0].update(points=[])),
+        broken(lambda d: d["rows"][0]["points"].reverse()),
+        broken(lambda d: d["rows"][0]["points"][0].update(m=0)),
+        broken(lambda d: d["rows"][0]["points"][0].update(us=1.99)),
+        broken(lambda d: d["rows"][0]["points"][0].update(default_us=float("nan"))),
+        broken(lambda d: d["rows"][0]["points"][0]["config"].update(block_m=24)),
+        broken(lambda d: d["rows"][0]["points"][0]["config"].update(num_warps=0)),
+        broken(lambda d: d["rows"][0]["points"][0]["config"].update(splits=2.0)),
+        broken(lambda d: d["rows"][0]["points"][0]["config"].update(unknown=2)),
+        broken(lambda d: d["rows"][0]["points"][0]["config"].update(strategy="magic")),
+        broken(lambda d: d["rows"][0]["points"][0].update(config=[])),
+    ],
+)
+def test_a_broken_file_is_one_warning_and_the_rule(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(tables.TableError):
+        tables.read(text)
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    monkeypatch.setenv(tables.VARIABLE, str(path))
+    with caplog.at_level(logging.WARNING, "mlpdsl"):
+        for _ in range(3):
+            assert decided(GATED, "hidden", 1) == by_rule(GATED, "hidden", 1)
+    assert len(caplog.records) == 1 and str(path) in caplog.text
+
+
+def test_a_file_that_is_not_there_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(tables.VARIABLE, str(tmp_path / "none.json"))
+    assert decided(GATED, "hidden", 1) == by_rule(GATED, "hidden", 1)
+    assert len(caplog.records) == 1 and "none.json" in caplog.text
+
+
+def test_m_is_searched_in_log_space_inside_the_range_alone(user: Any) -> None:
+    other = replace(TILE, num_stages=2)
+    user(row(GATED, "hidden", {4: TILE, 64: None, 1024: other}))
+    found = {m: decided(GATED, "hidden", m) for m in (1, 3, 4, 15, 16, 17, 64, 255, 257, 1024, 1025, 4096)}
+    default = {m: by_rule(GATED, "hidden", m) for m in found}
+    assert [m for m in found if found[m] == TILE] == [4, 15, 16]  # the tie at 16 goes down
+    assert [m for m in found if found[m] == other] == [257, 1024]
+    assert all(found[m] == default[m] for m in (1, 3, 17, 64, 255, 1025, 4096))
+
+
+def test_only_the_very_product(user: Any) -> None:
+    user(row(GATED, "hidden", {1: TILE, 4096: TILE}))
+    assert decided(GATED, "hidden", 16) == TILE
+    for spec in (replace(GATED, dtype="float16"), replace(GATED, dims=(72, 128, 64)), replace(GATED, dims=(64, 136, 64)), PLAIN):
+        assert decided(spec, "hidden", 16) == by_rule(spec, "hidden", 16)
+    assert decided(GATED, "output", 16) == by_rule(GATED, "output", 16)
+    assert decided(replace(GATED, activation="gelu", bias=True), "hidden", 16) == TILE
+
+
+def test_an_epilogue_is_another_product(user: Any) -> None:
+    user(row(GATED, "output", {1: LIBRARY, 64: LIBRARY}))
+    assert decided(GATED, "output", 16) == LIBRARY
+    assert decided(replace(GATED, epilogue=("residual",)), "output", 16).strategy == "two_stage"
+
+
+def test_weight_gradients_are_looked_up_by_the_rows_they_sum_over(user: Any) -> None:
+    user(row(GATED, "weight_grad", {64: replace(TILE, splits=4), 4096: TILE}, stage=1))
+    assert decided(GATED, "weight_grad", 100).splits == 4 and decided(GATED, "weight_grad", 4000) == TILE
+    assert decided(GATED, "weight_grad", 63) == by_rule(GATED, "weight_grad", 63)
+    words = {"dtype": "bfloat16", "precision": "ieee", "planes": 1}
+    assert tables.lookup("sm_90", "weight_grad", "tma", 64, 128, 4096, **words) == TILE
+    assert tables.lookup("sm_90", "weight_grad", "tma", 64, 128, 1, **words) is None
+
+
+def test_the_other_path_follows_the_rule_but_the_library_takes_both(user: Any) -> None:
+    user(row(GATED, "hidden", {1: TILE, 64: LIBRARY}))
+    assert decided(GATED, "hidden", 1) == TILE and decided(GATED, "hidden", 1, "masked") == by_rule(GATED, "hidden", 1, "masked")
+    assert decided(GATED, "hidden", 64) == LIBRARY and decided(GATED, "hidden", 64, "masked") == LIBRARY
+
+
+def test_what_the_library_must_not_do_no_table_makes_it_do(user: Any) -> None:
+    user(row(GATED, "input_grad", {16: LIBRARY}), row(PLAIN, "input_grad", {16: LIBRARY}))
+    assert decided(GATED, "input_grad", 16) == by_rule(GATED, "input_grad", 16)
+    assert decided(PLAIN, "input_grad", 16) == LIBRARY
+
+
+def test_batch_invariant(user: Any) -> None:
+    user(row(GATED, "hidden", {128: TILE, 256: TILE}), row(GATED, "output", {128: LIBRARY, 256: LIBRARY}),
+         row(GATED, "hidden_grad", {1: TILE, 64: TILE}), row(GATED, "weight_grad", {16: LIBRARY}, 1))  # fmt: skip
+    assert {decided(GATED, "hidden", m, batch_invariant=True) for m in (1, 16, 192, 9999)} == {TILE}
+    for role in ("output", "hidden_grad"):
+        wanted = {by_rule(GATED, role, rule.INVARIANT_ROWS)}
+        assert {decided(GATED, role, m, batch_invariant=True) for m in (1, 16, 192, 9999)} == wanted
+    assert decided(GATED, "weight_grad", 16, batch_invariant=True) == LIBRARY
+
+
+def test_the_users_rows_come_first_and_the_packages_are_behind_them(
+    user: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = replace(TILE, num_stages=2)
+    (tmp_path / "shipped").mkdir()
+    (tmp_path / "shipped" / "sm_90.json").write_text(tables.write("sm_90", [row(GATED, "hidden", {1: shipped, 4096: shipped})]))
+    monkeypatch.setattr(tables, "__file__", str(tmp_path / "shipped" / "__init__.py"))
+    path = user(row(GATED, "hidden", {16: TILE, 64: None}))
+    assert [decided(GATED, "hidden", m) for m in (1, 16, 4096)] == [shipped, TILE, shipped]
+    assert decided(GATED, "hidden", 64) == by_rule(GATED, "hidden", 64)
+    path.rename(tmp_path / "sm_90.json")
+    monkeypatch.setenv(tables.VARIABLE, str(tmp_path))  # a folder
+    assert decided(GATED, "hidden", 16) == TILE
+    monkeypatch.setenv(tables.VARIABLE, "off")
+    assert decided(GATED, "hidden", 16) == by_rule(GATED, "hidden", 16) and not tables.has_rows("sm_90")
+
+
+def test_a_table_of_another_target_is_silent(user: Any, caplog: pytest.LogCaptureFixture) -> None:
+    user(row(GATED, "hidden", {16: TILE}), target="sm_80")
+    assert decided(GATED, "hidden", 16) == by_rule(GATED, "hidden", 16) and not caplog.records
+
+
+def test_explain_says_where_a_config_comes_from(user: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tables.VARIABLE, "off")
+    before = mlpdsl.explain(GATED, 16, "sm_90")
+    assert before.source == "heuristic" and before.strategy == "two_stage"
+    assert before.rejected["library"] == ("no table has it faster here",)
+    user(row(GATED, "hidden", {1: LIBRARY, 64: LIBRARY}), row(GATED, "weight_grad", {16: TILE}, 1, gpu="NVIDIA GH200"))
+    found = mlpdsl.explain(GATED, 16, "sm_90")
+    assert found.config["hidden[0]"] == LIBRARY and found.config["output[1]"] == before.config["output[1]"]
+    assert found.strategy == "library, two_stage" and "library" not in found.rejected
+    tables_say = "table measured on NVIDIA H200 for hidden[0]; table measured on NVIDIA GH200 for weight_grad[1]; else heuristic"
+    assert found.source == tables_say
+    assert "hidden[0]          torch's product, then blocks of 16x128" in str(found)
+    monkeypatch.setattr("mlpdsl.explanation._this_gpu", lambda: "NVIDIA GH200")
+    assert "table measured on NVIDIA H200, not on this NVIDIA GH200 for hidden[0]" in mlpdsl.explain(GATED, 16, "sm_90").source
+    assert mlpdsl.explain(GATED, 4096, "sm_90").source == "heuristic"
+    every = {role: {16: LIBRARY} for role in ("hidden", "output")}
+    user(*(row(GATED, role, points) for role, points in every.items()))
+    assert mlpdsl.explain(GATED, 16, "sm_90").rejected["two_stage"] == ("slower where the table was measured",)
+
+
+def test_what_runs_is_what_explain_says(user: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    user(row(GATED, "hidden", {1: TILE, 64: LIBRARY}), row(GATED, "output", {1: TILE, 64: TILE}))
+    monkeypatch.setattr(dispatch, "interpreting", lambda: False)
+    for invariant in (False, True):
+        pick = dispatch._picker(plan_of(GATED), invariant)
+        for m in (1, 16, 64, 192):
+            wanted = mlpdsl.explain(GATED, m, "sm_90", batch_invariant=invariant).config
+            for role, stage, *shape in products(plan_of(GATED), m):
+                launch, config = pick(role, "tma", *shape), wanted[f"{role}[{stage}]"]
+                assert (launch.block_m, launch.block_n, launch.splits) == (config.block_m, config.block_n, config.splits)
+                assert launch.strategy == config.strategy and launch.options["num_stages"] == config.num_stages
+    monkeypatch.setattr(dispatch, "interpreting", lambda: True)
+    interpreted = dispatch._picker(plan_of(GATED), False)("hidden", "tma", 1, 128, 64)
+    assert interpreted.options["num_stages"] == 1 and interpreted.block_n == 32
+
+
+def test_one_config_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    pick = dispatch._picker(plan_of(GATED), False)
+    before = pick("hidden", "tma", 16, 128, 64)
+    with dispatch.forcing_config("hidden", 16, 128, 64, TILE) as paths:
+        assert pick("hidden", "tma", 16, 128, 64).options["num_stages"] == 5
+        assert pick("hidden", "tma", 17, 128, 64).options["num_stages"] != 5
+        assert pick("output", "tma", 16, 128, 64).options["num_stages"] != 5
+        with dispatch.forcing_config("hidden", 16, 128, 64, LIBRARY):
+            assert pick("hidden", "masked", 16, 128, 64).strategy == "library"
+        assert pick("hidden", "tma", 16, 128, 64).options["num_stages"] == 5
+    assert set(paths) == {"tma"}
+    assert pick("hidden", "tma", 16, 128, 64) == before
+
+
+def test_an_architecture_without_a_table_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(dispatch, "interpreting", lambda: False)
+    with caplog.at_level(logging.INFO, "mlpdsl"):
+        for spec in (GATED, PLAIN):
+            pick = dispatch._picker(lower(spec, TARGETS["sm_86"]), False)
+            pick("hidden", "masked", 1, 128, 64)
+            pick("hidden", "masked", 2, 128, 64)
+    assert [r.message for r in caplog.records] == [
+        "mlpdsl: no table for sm_86: configs follow the rule; `mlpdsl tune SPEC` measures them on this GPU"
+    ]
+
+
+def test_merge() -> None:
+    old = row(GATED, "hidden", {1: TILE, 16: TILE, 64: None})
+    new = row(GATED, "hidden", {4: LIBRARY, 16: LIBRARY, 64: LIBRARY}, date="2026-02-01")
+    other = row(GATED, "output", {1: TILE})
+    (merged, kept) = tables.merge([other, old], [new])
+    assert kept == other and merged.date == "2026-02-01"
+    # At 16 both took 1 us: no difference beyond noise, and the old one stays. At 64 the new one is faster than the default was.
+    assert {p.m: p.config for p in merged.points} == {1: TILE, 4: LIBRARY, 16: TILE, 64: LIBRARY}
+    assert tables.merge([old], []) == [old] and tables.merge([], [old]) == [old] == tables.merge([old], [old])
+    faster = replace(new, points=(Point(16, LIBRARY, 0.9, 2.0),))
+    assert {p.m: p.config for p in tables.merge([old], [faster])[0].points}[16] == LIBRARY
+    # Times on another GPU, or with other versions, do not compare: the later row stays.
+    for fields in ({"gpu": "NVIDIA GH200"}, {"versions": {"torch": "2.14"}}):
+        assert tables.merge([old], [replace(new, **fields)]) == [replace(new, **fields)]
+        assert tables.merge([new], [replace(old, **fields)]) == [new]
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100"])
+@pytest.mark.parametrize("spec", [GATED, PLAIN, MLPSpec(dims=(4096, 14336, 4096), activation="silu", gated=True, dtype="bfloat16"),
+                                  MLPSpec(dims=(333, 1111, 577), activation="gelu", dtype="float16")])  # fmt: skip
+def test_candidates(spec: MLPSpec, target: str) -> None:
+    plan = lower(spec, TARGETS[target])
+    for m in (1, 100, 4096):
+        for role, _, *shape in products(plan, m):
+            product, _ = Product.of(plan, role, *shape)
+            words = {"dtype": plan.dtype, "planes": product.planes, "target": plan.target}
+            found = rule.candidates(role, product.path, *shape, **words)
+            assert found[0] == rule.choose(role, product.path, *shape, **words)
+            assert len(set(found)) == len(found) and 4 <= len(found) <= 50
+            assert any(c.strategy == "library" for c in found) == (rule.library(role, m, 1, dtype=plan.dtype, planes=product.planes) is not None)  # fmt: skip  # noqa: E501
+            for c in found:
+                assert tables._config(tables._config_to_dict(c)) == c  # what may win may stand in a table
+
+
+def test_importing_tables_imports_no_torch() -> None:
+    code = "import sys, mlpdsl.tables; print([n for n in ('torch', 'triton', 'jinja2') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
