@@ -195,6 +195,8 @@ def run(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], *args: Any)
     if compiled is None:
         compiled = triton_cache.compiled(kernel, grid, options, args)
         if compiled is None:  # a hook of Triton's kept it from compiling
+            if recording is not None:
+                recording.known = False
             return
         if len(_compiled) >= 4096:  # a server that sees every batch size there is
             _compiled.clear()

@@ -145,7 +145,8 @@ def _forward(
     with _on_device(x):
         results = run.tapes.call(("forward", save, batch_invariant), [x, *operands], parameters, launch)
     if x.dim() != 2:
-        results[0] = results[0].view(*x.shape[:-1], results[0].shape[-1])
+        with torch._C._AutoDispatchBelowADInplaceOrView():  # no view, which autograd would let nobody write to
+            results[0] = results[0].view(*x.shape[:-1], results[0].shape[-1])
     return results
 
 

@@ -18,12 +18,12 @@ from mlpdsl.tape import GRANULE, Tape, hooked, twins
 
 __all__ = ["Shortcut"]
 
-_SHAPES = 1024
+_SHAPES = 4096
 _TYPES = (Tensor, torch.nn.Parameter)
 _DEVICES = ("cuda", "cpu")
 
 _KINDS = 8
-"""Kinds of calls remembered for one shape of x: other weights, other strides."""
+"""Kinds of calls remembered for one shape of x and first weight: other strides, other second weights."""
 
 
 def _signature(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
@@ -86,21 +86,24 @@ class _Kind:
 
 
 class Shortcut:
-    """The remembered kinds of calls of one spec, by the shape of x."""
+    """The remembered kinds of calls of one spec, by the shape of x and the first weight's address: one callable may serve every
+    layer of a model."""
 
     def __init__(self, spec_json: str, batch_invariant: bool) -> None:
         self._spec = spec_json
         self._word = ("forward", False, batch_invariant)
-        self._kinds: dict[torch.Size, list[_Kind]] = {}
+        self._kinds: dict[tuple[torch.Size, int], list[_Kind]] = {}
         self._generation = dispatch.generation
 
     def call(self, x: Tensor, params: tuple[Tensor, ...], operands: tuple[Tensor, ...]) -> Tensor | None:
         """The result, or None where the call has to go the whole way."""
-        kinds = self._kinds.get(x.shape)
-        if kinds is None or self._generation != dispatch.generation or not _plain(x.device.type):
+        if not params or type(params[0]) not in _TYPES or not self._kinds:
             return None
-        tensors = [x, *operands, *params]
         try:
+            kinds = self._kinds.get((x.shape, params[0].data_ptr()))
+            if kinds is None or self._generation != dispatch.generation or not _plain(x.device.type):
+                return None
+            tensors = [x, *operands, *params]
             if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
                 return None
             signature = _signature(tensors)
@@ -132,9 +135,12 @@ class Shortcut:
         tape = tapes.find(self._word, [x, *operands], params)
         if tape is None:
             return
-        if x.shape not in self._kinds and len(self._kinds) >= _SHAPES:
+        at = (x.shape, params[0].data_ptr())
+        if at not in self._kinds and len(self._kinds) >= _SHAPES:
             self._kinds.clear()
-        kinds = self._kinds.setdefault(x.shape, [])
+        kinds = self._kinds.setdefault(at, [])
+        if any(kind.tape is tape for kind in kinds):  # of a call on a device that was not the current one
+            return
         if len(kinds) >= _KINDS:
             kinds.clear()
         kinds.append(_Kind(tape, tensors, 1 + len(operands)))

@@ -27,8 +27,8 @@ GRANULE = 16
 C_LAUNCHER = False
 """Whether recordings call Triton's C launcher themselves, with descriptors encoded before. Off until that has run on a GPU."""
 
-_MOST = 1024
-"""Recordings kept for one spec and device: a server may see every batch size there is."""
+_MOST = 4096
+"""Recordings kept for one spec and device: a server may see every batch size there is, and a model has many layers."""
 
 _MOST_MAPS = 256
 
@@ -294,7 +294,8 @@ class Tapes:
 
     def __init__(self, direct: bool) -> None:
         self._direct = direct
-        self._known: dict[tuple[Any, ...], Tape | None] = {}
+        self._known: dict[tuple[Any, ...], Tape | bool] = {}
+        """The recording; True where the call came once; False where it came again and cannot be recorded."""
 
     def call(
         self, word: tuple[Any, ...], varying: Sequence[Tensor], fixed: Sequence[Tensor], make: Callable[[], list[Any]]
@@ -302,30 +303,29 @@ class Tapes:
         """`make()`, or its recording. `word` is what it depends on beside tensors; `fixed` are those that tend to stay where they
         are (weights), `varying` all others. The current device is theirs."""
         key = self.key(word, varying, fixed)
-        seen = key in self._known
-        tape = self._known.get(key)
-        if tape is not None and not hooked():
+        known = self._known.get(key)
+        if isinstance(known, Tape) and not hooked():
             inputs = [*varying, *fixed]
-            results = tape.replay(inputs, [t.data_ptr() for t in inputs])
+            results = known.replay(inputs, [t.data_ptr() for t in inputs])
             return make() if results is None else results
-        if not seen:
+        if known is None:
             if len(self._known) >= _MOST:
                 self._known.clear()
-            self._known[key] = None
-            return make()
-        if tape is not None or _capturing(varying[0]):
+            self._known[key] = True
+        if known is not True or _capturing(varying[0]):
             return make()
         _local.recorder = heard = Recorder(varying, fixed)
         try:
             results = make()
         finally:
             _local.recorder = None
-        self._known[key] = heard.tape(results, self._direct)
+        self._known[key] = heard.tape(results, self._direct) or False
         return results
 
     def find(self, word: tuple[Any, ...], varying: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tape | None:
         """The recording that `call` would repeat, if there is one."""
-        return self._known.get(self.key(word, varying, fixed))
+        known = self._known.get(self.key(word, varying, fixed))
+        return known if isinstance(known, Tape) else None
 
     @staticmethod
     def key(word: tuple[Any, ...], varying: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Any, ...]:

@@ -881,7 +881,9 @@ def test_jit_trace_traces_the_operator(learnt: tuple[Callable[..., Tensor], Call
         texts.append(str(traced.inlined_graph).count("mlpdsl::forward"))
         assert same_bits(traced(call.x * 2), mlp(call.x * 2, *call.params, **call.operands) + 1)
     assert texts == [1, 1]
-    assert list(mlp._shortcut._kinds) == [call.x.shape], "sizes are tensors while torch traces, and nothing to remember"
+    assert [shape for shape, _ in mlp._shortcut._kinds] == [call.x.shape], (
+        "sizes are tensors while torch traces, and nothing to remember"
+    )
 
 
 def test_torch_compile_after_a_kind_was_learnt(learnt: tuple[Callable[..., Tensor], Call]) -> None:
