@@ -54,7 +54,7 @@ class _Found(Exception):
 
 
 @contextmanager
-def running(text_of: Callable[[MLPSpec], str], family: str) -> Iterator[None]:
+def running(text_of: Callable[[MLPSpec], str], family: str = "") -> Iterator[None]:
     """Inside, calls of every spec run the kernels of `text_of(spec)`, by the family's strategy."""
     found: dict[str, Runner] = {}
 
