@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from mlpdsl import source, tables
+from mlpdsl import source
 from mlpdsl.backends import BACKENDS, interpreting
 from mlpdsl.codegen import config
 from mlpdsl.codegen.lower import lower
@@ -195,6 +195,8 @@ def _decided(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_inv
         planes = 2 if plan.gated and role == "hidden" else 1
         rows = config.INVARIANT_ROWS if ours else m
         return config.interpreted(role, path, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
+    from mlpdsl import tables
+
     _tell_of_tuning(plan.target.name)
     return tables.decide(plan, role, path, m, n, k, batch_invariant).config
 
@@ -202,5 +204,7 @@ def _decided(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_inv
 @cache
 def _tell_of_tuning(target: str) -> None:
     """Once a process: nothing was measured on this architecture, and how it could be."""
+    from mlpdsl import tables
+
     if not tables.has_rows(target):
         _log.info("mlpdsl: no table for %s: configs follow the rule; `mlpdsl tune SPEC` measures them on this GPU", target)

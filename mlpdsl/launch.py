@@ -14,10 +14,11 @@ from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mlpdsl import triton_cache
+from mlpdsl.agreement import GRANULE
 from mlpdsl.backends import interpreting
 from mlpdsl.codegen.plan import Config
 from mlpdsl.library import product
-from mlpdsl.tape import GRANULE, recorder
+from mlpdsl.tape import recorder
 
 __all__ = [
     "DIRECT", "POINTWISE", "Launch", "blocks", "describe", "describe_pair", "describe_planes", "descriptor", "distance", "empty",

@@ -11,14 +11,16 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mlpdsl.dispatch import Runner, known_runner, plan_of, runner
 from mlpdsl.errors import ShapeError
-from mlpdsl.tape import Tapes, recorder
+
+if TYPE_CHECKING:
+    from mlpdsl.tape import Tapes
 
 __all__ = ["OPS", "backward", "forward"]
 
@@ -68,6 +70,8 @@ def _alike(spec: str, parameters: Sequence[Tensor]) -> list[Tensor]:
         gate, up = linears[0].weights
         if tensors[gate].stride() != tensors[up].stride():
             tensors[gate], tensors[up] = tensors[gate].contiguous(), tensors[up].contiguous()
+    from mlpdsl.tape import recorder  # not before the first call
+
     recording = recorder()
     if recording is not None and any(t.data_ptr() != p.data_ptr() for t, p in zip(tensors, parameters, strict=True)):
         # Kernels may be told of a copy by its distance from another weight alone.

@@ -8,13 +8,16 @@ that, and nothing listens or transforms, the recording is repeated. Anything els
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mlpdsl import dispatch, ops
-from mlpdsl.tape import GRANULE, Tape, hooked, twins
+from mlpdsl.agreement import GRANULE, hooked, twins
+
+if TYPE_CHECKING:
+    from mlpdsl.tape import Tape
 
 __all__ = ["Shortcut"]
 

@@ -8,7 +8,6 @@ then on only what can differ is done: allocate, put pointers in, launch. A recor
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,13 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mlpdsl.agreement import GRANULE, hooked, twins
+
 if TYPE_CHECKING:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-__all__ = ["Recorder", "Tape", "Tapes", "hooked", "recorder", "twins"]
-
-GRANULE = 16
-"""Bytes: kernels are compiled for whether addresses are multiples of it, and descriptors want them to be."""
+__all__ = ["Recorder", "Tape", "Tapes", "recorder"]
 
 C_LAUNCHER = False
 """Whether recordings call Triton's C launcher themselves, with descriptors encoded before. Off until that has run on a GPU."""
@@ -39,16 +37,6 @@ def recorder() -> Recorder | None:
     """What this thread's launches and allocations are told to, if a call is being recorded."""
     found: Recorder | None = getattr(_local, "recorder", None)
     return found
-
-
-def hooked() -> bool:
-    """Whether somebody (a profiler) wants to be told of every launch. Asked only where there were some, so Triton is imported."""
-    hooks = sys.modules["triton"].knobs.runtime
-    return _calls(hooks.launch_enter_hook) or _calls(hooks.launch_exit_hook)
-
-
-def _calls(hook: Any) -> bool:
-    return hook is not None and bool(getattr(hook, "calls", True))
 
 
 class View(NamedTuple):
@@ -333,11 +321,6 @@ class Tapes:
         addresses = [t.data_ptr() for t in varying]
         of_varying = [(t.shape, t.stride(), t.dtype, at % GRANULE) for t, at in zip(varying, addresses, strict=True)]
         return word, twins(addresses), *of_varying, *[(t.data_ptr(), t.stride(), t.dtype) for t in fixed]
-
-
-def twins(addresses: list[int]) -> tuple[int, ...]:
-    """Which of several tensors begin at one address: for each the first that does."""
-    return tuple(addresses.index(at) for at in addresses)
 
 
 def _memory(t: Tensor) -> int:

@@ -16,8 +16,9 @@ from triton.backends.nvidia import driver as nvidia
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mlpdsl import launch, library, tape
+from mlpdsl.agreement import hooked, twins
 from mlpdsl.launch import descriptor as describe
-from mlpdsl.tape import Described, Recorder, Step, Tapes, View, hooked, twins
+from mlpdsl.tape import Described, Recorder, Step, Tapes, View
 
 META = [
     {"swizzle": 3, "elem_size": 4, "elem_type": 7, "block_size": [16, 32], "fp4_padded": False},
