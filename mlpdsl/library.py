@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from mlpdsl.tape import recorder
 __all__ = ["product"]
 
 _flags = threading.Lock()
-"""Held while a flag is another than the user's, so that two threads do not restore each other's."""
+"""Held from reading the flags to restoring them."""
 
 
 def product(a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None = None) -> None:
@@ -33,22 +34,25 @@ def product(a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None = None) -> 
             torch.addmm(addend, a, b, out=out)
 
 
+_EXACT: dict[torch.dtype, dict[str, Any]] = {
+    torch.float32: {"fp32_precision": "ieee"},
+    torch.bfloat16: {"allow_bf16_reduced_precision_reduction": False},
+    torch.float16: {"allow_fp16_reduced_precision_reduction": False, "allow_fp16_accumulation": False},
+}
+"""What torch.backends.cuda.matmul has to say for sums in float32 of products of every bit."""
+
+
 @contextlib.contextmanager
 def _exact(dtype: torch.dtype) -> Iterator[None]:
-    """Sums in float32, of products of every bit. Nothing is touched where the flags say so already."""
+    """Meanwhile the flags say so; afterwards what they said. One thread at a time, also where nothing is to be changed: another takes
+    back what it has set for its own product."""
     flags = torch.backends.cuda.matmul
-    name = {
-        torch.float32: "allow_tf32",
-        torch.bfloat16: "allow_bf16_reduced_precision_reduction",
-        torch.float16: "allow_fp16_reduced_precision_reduction",
-    }[dtype]
-    if not getattr(flags, name):
-        yield
-        return
     with _flags:
-        before = getattr(flags, name)
-        setattr(flags, name, False)
+        before = {name: getattr(flags, name) for name, wanted in _EXACT[dtype].items() if getattr(flags, name) != wanted}
         try:
+            for name in before:
+                setattr(flags, name, _EXACT[dtype][name])
             yield
         finally:
-            setattr(flags, name, before)
+            for name, value in before.items():
+                setattr(flags, name, value)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Shortcut"]
 
 _SHAPES = 4096
+"""Shapes of x, each with a first weight, that are remembered."""
+
 _TYPES = (Tensor, torch.nn.Parameter)
 _DEVICES = ("cuda", "cpu")
 

@@ -29,6 +29,7 @@ _MOST = 4096
 """Recordings kept for one spec and device: a server may see every batch size there is, and a model has many layers."""
 
 _MOST_MAPS = 256
+"""Encoded descriptors kept for one argument: torch's allocator comes back to the same few addresses."""
 
 _local = threading.local()
 

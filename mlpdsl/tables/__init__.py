@@ -22,7 +22,7 @@ from mlpdsl.codegen.plan import Config, Plan
 from mlpdsl.errors import MLPError
 
 __all__ = ["NOISE", "SCHEMA", "VARIABLE", "Decision", "Point", "Product", "Row", "TableError", "best_path", "decide", "find",
-           "forget", "has_rows", "lookup", "merge", "read", "write"]  # fmt: skip
+           "forget", "has_rows", "merge", "read", "write"]  # fmt: skip
 
 VARIABLE = "MLPDSL_TABLES"
 """The environment variable: a table's path, a folder of tables, or "off"."""
@@ -134,15 +134,6 @@ def find(target: str, product: Product, m: int) -> tuple[Row, Point] | None:
         if point is not None:
             return row, point
     return None
-
-
-def lookup(
-    target: str, role: str, path: str, m: int, n: int, k: int, *, dtype: str, precision: str, planes: int, epilogue: bool = False
-) -> Config | None:
-    """The table's config for M, N, K of a product; None where none was measured, or none beat the rule's."""
-    rows, n, k = (k, m, n) if role == "weight_grad" else (m, n, k)
-    found = find(target, Product(role, path, dtype, precision, planes, epilogue, n, k), rows)
-    return found[1].config if found else None
 
 
 def has_rows(target: str) -> bool:

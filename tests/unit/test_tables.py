@@ -182,9 +182,6 @@ def test_weight_gradients_are_looked_up_by_the_rows_they_sum_over(user: Any) -> 
     user(row(GATED, "weight_grad", {64: replace(TILE, splits=4), 4096: TILE}, stage=1))
     assert decided(GATED, "weight_grad", 100).splits == 4 and decided(GATED, "weight_grad", 4000) == TILE
     assert decided(GATED, "weight_grad", 63) == by_rule(GATED, "weight_grad", 63)
-    words = {"dtype": "bfloat16", "precision": "ieee", "planes": 1}
-    assert tables.lookup("sm_90", "weight_grad", "tma", 64, 128, 4096, **words) == TILE
-    assert tables.lookup("sm_90", "weight_grad", "tma", 64, 128, 1, **words) is None
 
 
 def test_the_other_path_follows_the_rule_but_the_library_takes_both(user: Any) -> None:

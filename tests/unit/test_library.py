@@ -1,0 +1,68 @@
+"""The flags of torch that the library's products depend on: right meanwhile, and the user's afterwards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from mlpdsl.library import _exact
+
+FLAGS = torch.backends.cuda.matmul
+SAID: dict[torch.dtype, dict[str, Any]] = {
+    torch.float32: {"fp32_precision": "tf32"},
+    torch.bfloat16: {"allow_bf16_reduced_precision_reduction": True},
+    torch.float16: {"allow_fp16_reduced_precision_reduction": True, "allow_fp16_accumulation": True},
+}
+by_dtype = pytest.mark.parametrize("dtype", SAID, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _users() -> Iterator[None]:
+    """Every flag as loose as it can be."""
+    said = {name: value for flags in SAID.values() for name, value in flags.items()}
+    before = {name: getattr(FLAGS, name) for name in said}
+    for name, value in said.items():
+        setattr(FLAGS, name, value)
+    yield
+    for name, value in before.items():
+        setattr(FLAGS, name, value)
+
+
+def read(dtype: torch.dtype) -> dict[str, Any]:
+    return {name: getattr(FLAGS, name) for name in SAID[dtype]}
+
+
+@by_dtype
+def test_exact_meanwhile_and_the_users_afterwards(dtype: torch.dtype) -> None:
+    with _exact(dtype):
+        assert not any(value not in (False, "ieee") for value in read(dtype).values())
+    assert read(dtype) == SAID[dtype]
+    with pytest.raises(KeyError), _exact(dtype):
+        raise KeyError
+    assert read(dtype) == SAID[dtype]
+
+
+@by_dtype
+def test_another_thread_does_not_rely_on_what_is_taken_back(dtype: torch.dtype) -> None:
+    """It comes while the flags are right for the first, and multiplies after the first has restored them."""
+    inside, restored = threading.Event(), threading.Event()
+    seen: list[dict[str, Any]] = []
+
+    def second() -> None:
+        with _exact(dtype):
+            inside.set()
+            restored.wait(0.5)
+            seen.append(read(dtype))
+
+    thread = threading.Thread(target=second)
+    with _exact(dtype):
+        thread.start()
+        inside.wait(0.2)  # it must not get in
+    restored.set()
+    thread.join()
+    assert all(value in (False, "ieee") for value in seen[0].values())
+    assert read(dtype) == SAID[dtype]
