@@ -44,8 +44,8 @@ _EXACT: dict[torch.dtype, dict[str, Any]] = {
 
 @contextlib.contextmanager
 def _exact(dtype: torch.dtype) -> Iterator[None]:
-    """Meanwhile the flags say so; afterwards what they said. One thread at a time, also where nothing is to be changed: another takes
-    back what it has set for its own product."""
+    """Meanwhile the flags say so; afterwards what they said. One thread at a time, also where nothing is to be changed: another
+    takes back what it has set for its own product."""
     flags = torch.backends.cuda.matmul
     with _flags:
         before = {name: getattr(flags, name) for name, wanted in _EXACT[dtype].items() if getattr(flags, name) != wanted}
