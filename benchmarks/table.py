@@ -1,6 +1,7 @@
-"""The table of a result file, in Markdown, as README.md or docs/verification.md holds it.
+"""The table of a result file, in Markdown, as README.md, docs/performance.md or docs/verification.md holds it.
 
 python benchmarks/table.py benchmarks/results/forward-h200.json
+python benchmarks/table.py --floors benchmarks/results/forward-h200.json
 """
 
 from __future__ import annotations
@@ -22,6 +23,29 @@ def table(path: Path) -> str:
         low, high = row["speedup_range"]
         times = (f"{row[who]['median_us']:.0f}" for who in ("mlpdsl", "eager"))
         lines.append(f"| {name.replace('-m', ', M = ')} | {' | '.join(times)} | {row['speedup']:.2f} ({low:.2f}, {high:.2f}) |")
+    return "\n".join(lines)
+
+
+def floors(path: Path) -> str:
+    """The same rows beside the least time there is for each; those whose rates nobody measured have none."""
+    from mlpdsl import MLPSpec
+    from mlpdsl.bench.floors import Ceilings, floor_of
+    from mlpdsl.bench.suites import Row
+    from mlpdsl.ceilings import KNOWN, numbers_of
+
+    result = json.loads(path.read_text())
+    lines = ["| MLP, rows | floor, µs | by | mlpdsl / floor | eager PyTorch / floor |", "|---|---|---|---|---|"]
+    for name, row in result["rows"].items():
+        spec = MLPSpec.from_json(json.dumps(row["spec"]))
+        title = name.replace("-m", ", M = ")
+        known = KNOWN[result["gpu"]]
+        if numbers_of(spec) not in known.products:
+            lines.append(f"| {title} | - | | - | - |")
+            continue
+        measured = Row(name, spec, row["m"], "train" if row["train"] else "forward")
+        floor = floor_of(measured, Ceilings(known.bandwidth, known.products, {}))
+        over = (f"{row[who]['median_us'] / floor.us:.2f}" for who in ("mlpdsl", "eager"))
+        lines.append(f"| {title} | {floor.us:.0f} | {floor.by} | {' | '.join(over)} |")
     return "\n".join(lines)
 
 
@@ -48,4 +72,4 @@ def _range(factors: list[float | None]) -> str:
 
 
 if __name__ == "__main__":
-    print(table(Path(sys.argv[1])))
+    print(floors(Path(sys.argv[2])) if sys.argv[1] == "--floors" else table(Path(sys.argv[1])))

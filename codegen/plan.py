@@ -142,8 +142,9 @@ class Config:
     """The tunables of one launch: tile sizes in elements, rows of tiles walked together, warps, pipeline stages,
     splits of K, persistent programs a multiprocessor, and how many registers a thread may take (0: as ptxas thinks best).
 
-    `strategy` is "two_stage", a generated kernel with everything in its epilogue, or "library": torch's product, and a generated
-    pass over its result in blocks of block_m rows and block_n columns.
+    `strategy` is "two_stage", a generated kernel with everything in its epilogue; "skinny", one for few rows (block_m 1: for one
+    row, else padded to block_m; there `splits` are groups of warps of one program); or "library": torch's product, and a
+    generated pass over its result in blocks of block_m rows and block_n columns.
     """
 
     block_m: int

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from mlpdsl.version import __version__
 
 if TYPE_CHECKING:
-    from mlpdsl.compiled import compile, warmup
+    from mlpdsl.compiled import compile
     from mlpdsl.eager import reference
-    from mlpdsl.errors import MLPError, ShapeError, SpecError, UnstableWarning, UnsupportedError
+    from mlpdsl.errors import MLPError, NotCompiledError, ShapeError, SpecError, UnstableWarning, UnsupportedError
     from mlpdsl.explanation import Explanation, explain
     from mlpdsl.function import Function
     from mlpdsl.fusing import fuse, unfuse
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlpdsl.source import Generated, generate
     from mlpdsl.spec import MLPSpec
     from mlpdsl.traced import activation, epilogue, register_activation
+    from mlpdsl.warming import warmup
 
 _WHERE = {
     "MLPSpec": "spec",
@@ -41,8 +42,9 @@ _WHERE = {
     "Explanation": "explanation",
     "generate": "source",
     "Generated": "source",
-    "warmup": "compiled",
+    "warmup": "warming",
     "MLPError": "errors",
+    "NotCompiledError": "errors",
     "SpecError": "errors",
     "ShapeError": "errors",
     "UnsupportedError": "errors",
@@ -50,9 +52,9 @@ _WHERE = {
 }
 
 __all__ = [
-    "MLP", "Explanation", "Function", "Generated", "MLPError", "MLPSpec", "ShapeError", "SpecError", "UnstableWarning",
-    "UnsupportedError", "__version__", "activation", "compile", "epilogue", "explain", "fuse", "generate", "reference",
-    "register_activation", "unfuse", "warmup",
+    "MLP", "Explanation", "Function", "Generated", "MLPError", "MLPSpec", "NotCompiledError", "ShapeError", "SpecError",
+    "UnstableWarning", "UnsupportedError", "__version__", "activation", "compile", "epilogue", "explain", "fuse", "generate",
+    "reference", "register_activation", "unfuse", "warmup",
 ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Sequence
 
 __all__ = ["GRANULE", "hooked", "twins"]
 
@@ -11,16 +11,18 @@ GRANULE = 16
 """Bytes: kernels are compiled for whether addresses are multiples of it, and descriptors want them to be."""
 
 
-def twins(addresses: list[int]) -> tuple[int, ...]:
+def twins(addresses: Sequence[int]) -> tuple[int, ...]:
     """Which of several tensors begin at one address: for each the first that does."""
     return tuple(addresses.index(at) for at in addresses)
 
 
 def hooked() -> bool:
-    """Whether somebody (a profiler) wants to be told of every launch. Asked only where there were some, so Triton is imported."""
-    hooks = sys.modules["triton"].knobs.runtime
-    return _calls(hooks.launch_enter_hook) or _calls(hooks.launch_exit_hook)
+    """Whether somebody (a profiler) wants to be told of every launch. Asked only where there were some, so Triton is imported.
 
-
-def _calls(hook: Any) -> bool:
-    return hook is not None and bool(getattr(hook, "calls", True))
+    Triton keeps chains of them; once it kept one, or None."""
+    runtime = sys.modules["triton"].knobs.runtime
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    try:
+        return bool((enter and enter.calls) or (leave and leave.calls))
+    except AttributeError:
+        return True

@@ -169,7 +169,10 @@ def command() -> click.Command:
             help=f"The table, merged with what it holds; default: {FOLDER}/TARGET.json.",
         ),
         click.Option(
-            ["--compilers"], type=click.IntRange(min=1), metavar="N", help="Processes that compile; default: one a core, at most 8."
+            ["--compilers"],
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Processes that compile; default: one a core, at most 16.",
         ),
     ]
     forms = "SPEC is JSON text, the path of a .json file, module:attribute, or a module, for every spec at its top level."

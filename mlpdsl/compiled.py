@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from mlpdsl.eager import Evaluation
 from mlpdsl.errors import ShapeError, SpecError, UnsupportedError, describe
 from mlpdsl.names import DTYPES
 from mlpdsl.shortcut import Shortcut
-from mlpdsl.spec import MLPSpec, check_rows, check_spec
+from mlpdsl.spec import MLPSpec, check_spec
 from mlpdsl.target import detect
 
 __all__ = ["CompiledMLP", "compile"]
@@ -165,33 +164,3 @@ def _check_options(save: object, batch_invariant: object, backend: str | None) -
         )
     if reasons:
         raise UnsupportedError("mlpdsl.compile: options that are valid words and cannot be had", reasons)
-
-
-def warmup(
-    spec: MLPSpec, m: int | Iterable[int] = (1,), backward: bool = False, device: Any = None, *, batch_invariant: bool = False
-) -> None:
-    """Run `spec` once for each number of rows in `m` (or for the one) on random data, so that no later call compiles.
-
-    `device` defaults to the current GPU. With `backward`, also forward with saving and every gradient. `batch_invariant` as in
-    `compile`; one number of rows is then enough.
-    Raises `SpecError`, `ShapeError` for an m below 0, `UnsupportedError` where no GPU kernel can run.
-    """
-    check_spec(spec)
-    given = list(m) if isinstance(m, Iterable) and not isinstance(m, (str, bytes)) else [m]
-    counts = [check_rows(rows) for rows in given]
-    mlp = compile(spec, backend="triton", batch_invariant=batch_invariant)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device("cuda", device) if type(device) is int else torch.device(device)
-    mlp.backend_for(device)
-    make = {"dtype": torch_dtype(spec.dtype), "device": device, "requires_grad": backward}
-    params = [torch.randn(shape, **make) for shape in spec.parameter_shapes().values()]
-    for rows in counts:
-        shapes = {"tile": (rows, spec.d_out), "column": (spec.d_out,), "row": (rows, 1), "scalar": ()}
-        operands = {name: torch.randn(shapes[kind], **make) for name, kind in spec.operands().items()}
-        x = torch.randn(rows, spec.d_in, **make)
-        y = mlp(x, *params, **operands)
-        if backward:
-            y.backward(torch.randn_like(y))
-            with torch.no_grad():  # inference keeps nothing for backward, which is another kernel
-                mlp(x, *params, **operands)

@@ -106,7 +106,8 @@ _forced: str | None = None
 
 @contextmanager
 def forcing(strategy: str) -> Iterator[None]:
-    """Meanwhile every stage that can run by this strategy does: for tests and measurements, in one thread."""
+    """Meanwhile every stage that can run by this strategy does; by "generated", none is the library's, and the rule alone decides
+    among the others. For tests and measurements, in one thread."""
     global _forced
     before, _forced = _forced, strategy
     forget()
@@ -191,10 +192,22 @@ def _decided(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_inv
         chosen = config.library(role, m, n, dtype=plan.dtype, planes=planes)
         if chosen is not None:
             return chosen
+    if _forced == "skinny" and not ours and (role not in ("hidden", "output") or m == 1 or plan.dtype != "float32"):
+        planes = 2 if plan.gated and role == "hidden" else 1
+        few = (
+            config.interpreted_skinny(role, m, n, k)
+            if interpreting()
+            else config.skinny(role, m, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
+        )
+        if few is not None:
+            return few
     if interpreting():
         planes = 2 if plan.gated and role == "hidden" else 1
         rows = config.INVARIANT_ROWS if ours else m
         return config.interpreted(role, path, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
+    if _forced == "generated" and not ours:
+        planes = 2 if plan.gated and role in ("hidden", "hidden_grad", "input_grad") else 1
+        return config.choose(role, path, m, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
     from mlpdsl import tables
 
     _tell_of_tuning(plan.target.name)

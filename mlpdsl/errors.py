@@ -9,7 +9,9 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable
 
-__all__ = ["MLPError", "ShapeError", "SpecError", "UnstableWarning", "UnsupportedError", "describe", "shorten"]
+__all__ = [
+    "MLPError", "NotCompiledError", "ShapeError", "SpecError", "UnstableWarning", "UnsupportedError", "describe", "shorten",
+]  # fmt: skip
 
 _LIMIT = 80
 
@@ -43,6 +45,10 @@ class UnsupportedError(MLPError, NotImplementedError):
     def __str__(self) -> str:
         message = super().__str__()
         return "\n".join([message, *(f"  - {reason}" for reason in self.reasons if reason not in message)])
+
+
+class NotCompiledError(MLPError, RuntimeError):
+    """A call would have to compile a kernel, and MLPDSL_ON_JIT=error forbids it; the message has the `mlpdsl.warmup` to run."""
 
 
 class UnstableWarning(UserWarning):

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mlpdsl.backends import BACKENDS
-from mlpdsl.codegen.config import INVARIANT_ROWS
+from mlpdsl.ceilings import floor_us, known_gpu
+from mlpdsl.codegen.config import INVARIANT_ROWS, SKINNY_ROWS, skinny
 from mlpdsl.codegen.lower import lower
-from mlpdsl.codegen.plan import Config, products
+from mlpdsl.codegen.plan import Config, Plan, products
 from mlpdsl.errors import ShapeError, describe
 from mlpdsl.spec import MLPSpec, check_rows, check_spec
-from mlpdsl.tables import Decision, best_path, decide
+from mlpdsl.tables import Decision, Point, Product, Row, best_path, decide, find
 from mlpdsl.target import Target, detect, parse_target
 
 __all__ = ["Explanation", "configs", "explain"]
 
 
-_LATER = dict.fromkeys(("whole_network", "skinny", "single_launch"), ("not in this release",))
-"""Strategies that are not built yet, with the reason."""
+STRATEGIES = ("two_stage", "library", "skinny", "single_launch", "whole_network")
+"""Every strategy that runs or has a reason why it does not."""
+
+_LATER = ("single_launch", "whole_network")
+"""Those that are not built yet."""
+
+_NOT_BUILT = ("not in this release",)
+
+_FORWARD = ("hidden", "output")
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What runs: `strategy`, the `config` of each kernel, `source` of the configs, and why other strategies do not."""
+    """What runs: `strategy`, the `config` of each kernel, `source` of the configs, and why other strategies do not.
+
+    `predicted_us` is what tables measured for the products of a forward without gradients, each alone, summed, and `floor_us` the
+    least time for it, both in microseconds on `gpu`; None where the products, or the GPU, were not measured.
+    """
 
     spec: MLPSpec
     m: int
@@ -33,6 +46,9 @@ class Explanation:
     config: Mapping[str, Config]
     source: str
     rejected: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    floor_us: float | None = None
+    predicted_us: float | None = None
+    gpu: str | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.spec.short_name} at m={self.m} on {self.target}: {self.strategy} (configs: {self.source})"]
@@ -40,10 +56,14 @@ class Explanation:
             if c.strategy == "library":
                 lines.append(f"  {name:<18} torch's product, then blocks of {c.block_m}x{c.block_n}")
                 continue
+            few = "" if c.strategy == "two_stage" else f"{c.strategy}, "
             lines.append(
-                f"  {name:<18} tile {c.block_m}x{c.block_n}x{c.block_k}, {c.num_warps} warps, {c.num_stages} stages"
+                f"  {name:<18} {few}tile {c.block_m}x{c.block_n}x{c.block_k}, {c.num_warps} warps, {c.num_stages} stages"
                 + (f", {c.splits} splits" if c.splits > 1 else "")
             )
+        times = _times(self.predicted_us, self.floor_us)
+        if times:
+            lines.append(f"  {times}" + (f", on an {self.gpu}" if self.gpu else ""))
         lines += [f"  not {name}: {'; '.join(reasons)}" for name, reasons in self.rejected.items()]
         return "\n".join(lines)
 
@@ -75,21 +95,111 @@ def explain(spec: MLPSpec, m: int, target: str | Target | None = None, *, batch_
     plan = lower(spec, chosen)
     reasons = BACKENDS["triton"].supports(plan, chosen)
     if reasons:
-        rejected = {"two_stage": tuple(reasons), "library": tuple(reasons), **_LATER}
+        rejected = {name: _NOT_BUILT if name in _LATER else tuple(reasons) for name in STRATEGIES}
         return Explanation(spec, rows, chosen.name, "eager", {}, "none", rejected)
     found = _decisions(spec, rows, chosen, batch_invariant)
     config = {name: decision.config for name, decision in found.items()}
-    forward = {name: c for name, c in config.items() if name.startswith(("hidden[", "output["))}
-    strategy = ", ".join(dict.fromkeys(c.strategy for c in forward.values()))
-    rejected = dict(_LATER)
-    if batch_invariant:
-        rejected["library"] = ("its sums depend on the number of rows",)
-    elif not any(c.strategy == "library" for c in forward.values()):
-        measured = any(decision.row is not None for name, decision in found.items() if name in forward)
-        rejected["library"] = ("slower where the table was measured" if measured else "no table has it faster here",)
-    if all(c.strategy == "library" for c in forward.values()):
-        rejected["two_stage"] = ("slower where the table was measured",)
-    return Explanation(spec, rows, chosen.name, strategy, config, _source(found, batch_invariant), rejected)
+    forward = {name: decision for name, decision in found.items() if name.partition("[")[0] in _FORWARD}
+    used = dict.fromkeys(decision.config.strategy for decision in forward.values())
+    points = _points(plan, rows, batch_invariant)
+    gpu = _gpu(points, chosen)
+    return Explanation(
+        spec=spec,
+        m=rows,
+        target=chosen.name,
+        strategy=", ".join(used),
+        config=config,
+        source=_source(found, batch_invariant),
+        rejected={name: _reasons(name, plan, rows, points, batch_invariant) for name in STRATEGIES if name not in used},
+        floor_us=floor_us(spec, rows, gpu),
+        predicted_us=None if batch_invariant else _measured(points, forward, rows),
+        gpu=gpu,
+    )
+
+
+def _points(plan: Plan, m: int, batch_invariant: bool) -> dict[str, tuple[Row, Point] | None]:
+    """The row of a table that covers each forward product, and its nearest point, by "role[stage]"."""
+    found = {}
+    for role, i, rows, n, k in products(plan, INVARIANT_ROWS if batch_invariant else m):
+        if role in _FORWARD:
+            found[f"{role}[{i}]"] = find(plan.target.name, *Product.of(plan, role, rows, n, k))
+    return found
+
+
+def _reasons(
+    name: str, plan: Plan, m: int, points: Mapping[str, tuple[Row, Point] | None], batch_invariant: bool
+) -> tuple[str, ...]:
+    """Why no forward product runs by a strategy."""
+    if name in _LATER:
+        return _NOT_BUILT
+    if name == "library" and batch_invariant:
+        return ("its sums depend on the number of rows",)
+    if name == "skinny":
+        limits = [f"for {SKINNY_ROWS} rows at most"] if m > SKINNY_ROWS else []
+        if batch_invariant:
+            limits.append(f"batch_invariant takes the configs for {INVARIANT_ROWS} rows")
+        if not limits and not _has_skinny(plan, m):
+            limits.append(f"none for {plan.dtype} on {plan.target.name}" + (" beyond one row" if plan.dtype == "float32" else ""))
+        if limits:
+            return tuple(limits)
+    measured = any(found is not None for found in points.values())
+    return ("slower where the table was measured" if measured else "no table has it faster here",)
+
+
+def _has_skinny(plan: Plan, m: int) -> bool:
+    """Whether any forward product has a kernel for so few rows."""
+    return any(
+        skinny(role, rows, n, k, dtype=plan.dtype, planes=plan.linears[i].planes, target=plan.target) is not None
+        for role, i, rows, n, k in products(plan, m)
+        if role in _FORWARD
+    )
+
+
+def _measured(points: Mapping[str, tuple[Row, Point] | None], forward: Mapping[str, Decision], m: int) -> float | None:
+    """What tables measured for forward's products at m rows, summed, in microseconds; None unless every one has a row.
+
+    Between two points of a row a time is read off the line through both in log M and log time.
+    """
+    total = 0.0
+    for name, found in points.items():
+        if found is None:
+            return None
+        row, nearest = found
+        # Where the point's config does not run, the rule's does, which was timed beside it.
+        rule = forward[name].row is None and nearest.config is not None
+        below = max((p for p in row.points if p.m <= m), key=lambda p: p.m)
+        above = min((p for p in row.points if p.m >= m), key=lambda p: p.m)
+        total += _between(below, above, m, rule)
+    return total
+
+
+def _between(below: Point, above: Point, m: int, rule: bool) -> float:
+    low, high = (p.default_us if rule else p.us for p in (below, above))
+    if below.m == above.m:
+        return low
+    share = math.log(m / below.m) / math.log(above.m / below.m)
+    return math.exp((1 - share) * math.log(low) + share * math.log(high))
+
+
+def _gpu(points: Mapping[str, tuple[Row, Point] | None], target: Target) -> str | None:
+    """The GPU that times are of: that of the tables' rows, else this process's, else the one of the target that was measured."""
+    rows = {found[0].gpu for found in points.values() if found is not None}
+    if rows:
+        return rows.pop() if len(rows) == 1 else None
+    here = _this_gpu()
+    return here if here is not None and detect() == target else known_gpu(target.name)
+
+
+def _times(predicted: float | None, floor: float | None) -> str:
+    """For people; "" where nothing is known."""
+    known = "" if floor is None else f"floor of {_us(floor)}"
+    if predicted is None:
+        return known
+    return f"predicted {_us(predicted)}" + (f" against a {known}" if known else "")
+
+
+def _us(value: float) -> str:
+    return f"{value:.{0 if value >= 10 else 1 if value >= 1 else 2}f} us"
 
 
 def _source(found: Mapping[str, Decision], batch_invariant: bool) -> str:

@@ -22,7 +22,7 @@ from mlpdsl.tape import recorder
 
 __all__ = [
     "DIRECT", "POINTWISE", "Launch", "blocks", "describe", "describe_pair", "describe_planes", "descriptor", "distance", "empty",
-    "empty_like", "fits_pair", "fits_tma", "product", "programs", "run", "second_first", "tiles",
+    "empty_like", "fits_pair", "fits_tma", "following", "overlaps", "product", "programs", "run", "second_first", "tiles",
 ]  # fmt: skip
 
 POINTWISE: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}
@@ -40,6 +40,7 @@ class Launch:
     block_n: int
     block_k: int
     group_m: int
+    num_stages: int
     splits: int
     residency: int
     strategy: str
@@ -52,7 +53,7 @@ class Launch:
         if config.registers:
             options["maxnreg"] = config.registers
         c = config
-        return cls(c.block_m, c.block_n, c.block_k, c.group_m, c.splits, c.residency, c.strategy, options)
+        return cls(c.block_m, c.block_n, c.block_k, c.group_m, c.num_stages, c.splits, c.residency, c.strategy, options)
 
 
 def fits_tma(*tensors: torch.Tensor) -> bool:
@@ -166,6 +167,22 @@ def programs(t: torch.Tensor, config: Launch, tiles: int) -> int:
 
 DIRECT = not interpreting() and torch.version.hip is None
 """Whether kernels compiled once are launched without Triton's binding of arguments. (For HIP it looks at more than `run` does.)"""
+
+
+def overlaps(t: torch.Tensor) -> bool:
+    """Whether a kernel on this device may start before the one before it has ended, and wait for it: CUDA from sm_90 on."""
+    return DIRECT and t.is_cuda and _overlapping(t.device)
+
+
+@cache
+def _overlapping(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def following(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a kernel that does so."""
+    return {**options, "launch_pdl": True}
+
 
 _compiled: dict[tuple[Any, ...], Any] = {}
 

@@ -80,7 +80,8 @@ def resources(
     module = BACKENDS["triton"].load(file, text, key)
     view = emit(plan)
     found = [
-        _compile(module, plan, kernel, stage, linear, m) for kernel, stage, linear in _launches(plan, view.kernels, path, backward)
+        _compile(module, plan, kernel, stage, linear, m, config)
+        for kernel, stage, linear, config in _launches(plan, view, path, m, backward)
     ]
     if backward:
         partial = any(r.config is not None and r.config.splits > 1 for r in found)
@@ -116,7 +117,7 @@ def compiled(spec: MLPSpec, target: str | Target, role: str, stage: int, path: s
     plan = lower(spec, chosen)
     key, text, file = publish(spec, chosen, "triton")
     module = BACKENDS["triton"].load(file, text, key)
-    return _compile(module, plan, emit(plan).kernel(role, path), stage, plan.linears[stage], m, config)
+    return _compile(module, plan, emit(plan).kernel(role, _path(config, path)), stage, plan.linears[stage], m, config)
 
 
 def _pointwise(view: Module, partial: bool) -> Iterator[str]:
@@ -127,9 +128,8 @@ def _pointwise(view: Module, partial: bool) -> Iterator[str]:
         yield "sum_rows"
 
 
-def _launches(plan: Plan, kernels: tuple[Kernel, ...], path: str, backward: bool) -> Iterator[tuple[Kernel, int, Linear]]:
-    """Each different launch of a call: kernel, position of the stage, and the stage."""
-    by_role = {k.role: k for k in kernels if k.path in (path, "")}
+def _launches(plan: Plan, view: Module, path: str, m: int, backward: bool) -> Iterator[tuple[Kernel, int, Linear, Config]]:
+    """Each different launch of a call with a product: kernel, position of the stage, the stage, and the config."""
     last = len(plan.linears) - 1
     seen = set()
     for i, linear in enumerate(plan.linears):
@@ -141,25 +141,29 @@ def _launches(plan: Plan, kernels: tuple[Kernel, ...], path: str, backward: bool
             shape = (name, linear.width_in, linear.width_out, linear.planes)
             if shape not in seen:
                 seen.add(shape)
-                yield by_role[name], i, linear
+                config = _config(plan, name, path, linear, m)
+                yield view.kernel(name, _path(config, path)), i, linear, config
 
 
-def _config(plan: Plan, kernel: Kernel, linear: Linear, m: int) -> Config:
+def _path(config: Config, path: str) -> str:
+    """The path of the kernel that a config is for, where tensors would take `path`."""
+    return path if config.strategy != "skinny" else "row" if config.block_m == 1 else "skinny"
+
+
+def _config(plan: Plan, role: str, path: str, linear: Linear, m: int) -> Config:
     """The config that the launcher would choose, from (M, N, K) of the launch."""
     rows, n, k = m, linear.width_out, linear.width_in
-    if kernel.role == "weight_grad":
+    if role == "weight_grad":
         rows, n, k = linear.width_out, linear.width_in, m
-    elif kernel.role in ("hidden_grad", "input_grad"):
+    elif role in ("hidden_grad", "input_grad"):
         n, k = k, n
-    planes = linear.planes if kernel.role == "hidden" else 1
-    return choose(kernel.role, kernel.path, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
+    planes = linear.planes if role == "hidden" else 1
+    return choose(role, path, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
 
 
 def _compile(
     module: Any, plan: Plan, kernel: Kernel, stage: int, linear: Linear, m: int, config: Config | None = None
 ) -> Resources:
-    if config is None and kernel.path:
-        config = _config(plan, kernel, linear, m)
     values = {a.name: int(a.passed) for a in kernel.args if a.kind == "constexpr" and a.passed.isdigit()}
     if config is None:
         values["N"] = linear.width_out
@@ -168,7 +172,9 @@ def _compile(
         n, k = (linear.width_in, linear.width_out) if across else (linear.width_out, linear.width_in)
         values |= {"N": n, "K": k, "PLANES": linear.planes, "PARTIAL": config.splits > 1, "GROUP_M": config.group_m}
         values |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
-        values |= {"SAVE": True, "EMIT_HIDDEN": True, "SUM_BIAS": True}
+        values |= {"SAVE": True, "EMIT_HIDDEN": True, "SUM_BIAS": True, "SPLITS": config.splits, "STAGES": config.num_stages}
+        overlaps = plan.target.kind == "cuda" and int(plan.target.arch) >= 90
+        values |= {"OVERLAPS": overlaps, "FOLLOWS": overlaps and (stage > 0 or config.strategy == "library")}
     values |= {a.name: _stride(a, kernel.role, linear, m) for a in kernel.args if a.kind == "stride"}
     from mlpdsl.launch import POINTWISE, Launch  # needs torch, as the module does
 

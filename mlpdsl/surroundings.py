@@ -7,6 +7,7 @@ import shutil
 import sysconfig
 from difflib import get_close_matches
 
+from mlpdsl import on_jit
 from mlpdsl.backends import VARIABLE, backend_named, interpreting
 from mlpdsl.errors import MLPError, shorten
 from mlpdsl.requirements import Check
@@ -15,7 +16,7 @@ from mlpdsl.target import VARIABLE as TARGET_VARIABLE
 
 __all__ = ["check_compiler", "check_environment", "check_headers", "check_triton_cache"]
 
-OURS = (VARIABLE, TARGET_VARIABLE, TABLES_VARIABLE, "MLPDSL_CACHE_DIR")
+OURS = (VARIABLE, TARGET_VARIABLE, TABLES_VARIABLE, on_jit.VARIABLE, "MLPDSL_CACHE_DIR")
 """Every variable that mlpdsl reads under its own prefix."""
 
 _OTHERS = (
@@ -81,6 +82,11 @@ def check_environment(gpu: bool) -> Check:
     except MLPError as error:
         problems.append(str(error))
         steps.append(f"Set {VARIABLE} to one of these, or unset it.")
+    try:
+        on_jit.policy()
+    except MLPError as error:
+        problems.append(str(error))
+        steps.append(f"Set {on_jit.VARIABLE} to one of these, or unset it.")
     for name in details:
         if name.startswith("MLPDSL_") and name not in OURS:
             notes.append(f"mlpdsl reads no {name}")

@@ -7,7 +7,6 @@ then on only what can differ is done: allocate, put pointers in, launch. A recor
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,20 +15,18 @@ import torch
 from torch import Tensor
 
 from mlpdsl.agreement import GRANULE, hooked, twins
+from mlpdsl.straight import Encoded, Pointer, Replay, Starter, encoded, starter, straight
 
 if TYPE_CHECKING:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
 __all__ = ["Recorder", "Tape", "Tapes", "recorder"]
 
-C_LAUNCHER = False
-"""Whether recordings call Triton's C launcher themselves, with descriptors encoded before. Off until that has run on a GPU."""
+C_LAUNCHER = True
+"""Whether recordings call Triton's C launcher themselves, with descriptors encoded before."""
 
 _MOST = 4096
 """Recordings kept for one spec and device: a server may see every batch size there is, and a model has many layers."""
-
-_MOST_MAPS = 256
-"""Encoded descriptors kept for one argument: torch's allocator comes back to the same few addresses."""
 
 _local = threading.local()
 
@@ -52,6 +49,10 @@ class View(NamedTuple):
     def of(self, buffers: Sequence[Tensor | None]) -> Tensor:
         base = buffers[self.slot]
         assert base is not None
+        return self.over(base)
+
+    def over(self, base: Tensor) -> Tensor:
+        """The view, where `base` is what lies in its slot now."""
         if self.offset == 0 and self.dtype == base.dtype and base.shape == self.shape and base.stride() == self.strides:
             return base
         start = base.storage_offset() + self.offset // base.element_size()
@@ -80,39 +81,26 @@ class Step:
         self.allocations: list[tuple[int, tuple[int, ...], torch.dtype]] = []
         self.frees: list[int] = []
         self.flat: list[Any] | None = None
-        """The arguments as Triton's C launcher takes them, where it can be called directly."""
-        self.pointers: list[tuple[int, int, int]] = []
-        """Positions in `flat`, with the slot and offset of the address that belongs there."""
-        self.maps: list[tuple[int, int, int, dict[int, Any], Callable[[int], Any]]] = []
-        """The same for encoded descriptors, which are kept by address."""
+        """The arguments as Triton's C launcher takes them, where it can be called directly: values, `Pointer`s and `Encoded`."""
+        self.starter: Starter | None = None
 
     def slots(self) -> set[int]:
         return {a.slot if isinstance(a, View) else a.view.slot for a in self.args if isinstance(a, (View, Described))}
 
     def flatten(self, fixed: dict[int, int]) -> None:
         """Prepare for the C launcher. `fixed` are slots that always lie at one address."""
-        start = _starter(self.compiled, self.grid)
+        self.starter = starter(self.compiled, self.grid)
         encodings = getattr(self.compiled.metadata, "tensordesc_meta", None) or []
-        if start is None or len(encodings) != sum(isinstance(a, Described) for a in self.args):
+        if self.starter is None or len(encodings) != sum(isinstance(a, Described) for a in self.args):
             return
-        self.start = start
         meta = iter(encodings)
         flat: list[Any] = []
         for a in self.args:
             if isinstance(a, View):
-                if a.slot in fixed:
-                    flat.append(fixed[a.slot] + a.offset)
-                    continue
-                self.pointers.append((len(flat), a.slot, a.offset))
-                flat.append(0)
+                flat.append(fixed[a.slot] + a.offset if a.slot in fixed else Pointer(a.slot, a.offset))
             elif isinstance(a, Described):
-                encode = _encoder(a, next(meta))
-                slot, offset = a.view.slot, a.view.offset
-                if slot in fixed:
-                    flat.append(encode(fixed[slot] + offset))
-                else:
-                    self.maps.append((len(flat), slot, offset, {}, encode))
-                    flat.append(None)
+                maps, slot, offset = encoded(a, next(meta)), a.view.slot, a.view.offset
+                flat.append(maps[fixed[slot] + offset] if slot in fixed else Encoded(slot, offset, maps))
                 flat += [*a.shape, *a.strides]
             else:
                 flat.append(a)
@@ -142,47 +130,30 @@ class Tape:
     """One recorded call. Its results are views of inputs and allocations, or None. `direct`: by Triton's C launcher, where every
     launch can be."""
 
-    def __init__(self, inputs: int, count: int, steps: list[Step | Product], results: list[View | None], direct: bool) -> None:
-        self.inputs, self.count, self.steps, self.results = inputs, count, steps, results
+    def __init__(
+        self,
+        inputs: int,
+        count: int,
+        steps: list[Step | Product],
+        results: list[View | None],
+        direct: bool,
+        device: torch.device,
+    ) -> None:
+        self.inputs, self.count, self.steps, self.results, self.device = inputs, count, steps, results, device
         self.direct = direct and all(isinstance(step, Product) or step.flat is not None for step in steps)
+        self._run: Replay | None = straight(inputs, steps, results, device) if self.direct else None
 
-    def replay(self, inputs: Sequence[Tensor], pointers: list[int]) -> list[Any] | None:
+    def in_shape(self, shape: tuple[int, ...]) -> Replay | None:
+        """What `replay` may be given to make its first result, which is contiguous, in this shape."""
+        return straight(self.inputs, self.steps, self.results, self.device, shape) if self.direct else None
+
+    def replay(self, inputs: Sequence[Tensor], pointers: Sequence[int], run: Replay | None = None) -> list[Any] | None:
         """The results for these inputs, which lie at `pointers`. The current device is theirs; nothing is checked. None where an
         allocation lies where those of the recording did not, at no multiple of 16 bytes."""
-        buffers: list[Tensor | None] = [*inputs, *[None] * (self.count - self.inputs)]
-        like = inputs[0]
-        if not self.direct:
-            return self._replay_indirectly(buffers, like)
-        addresses = pointers + [0] * (self.count - self.inputs)
-        stream = torch._C._cuda_getCurrentRawStream(like.device.index)
-        for step in self.steps:
-            for slot, shape, dtype in step.allocations:
-                buffers[slot] = made = like.new_empty(shape, dtype=dtype)
-                addresses[slot] = at = made.data_ptr()
-                if at % GRANULE:
-                    return None
-                del made  # or it would outlive its last use
-            if isinstance(step, Product):
-                step.run(buffers)
-                for slot in step.frees:
-                    buffers[slot] = None
-                continue
-            assert step.flat is not None
-            args = step.flat.copy()
-            for place, slot, offset in step.pointers:
-                args[place] = addresses[slot] + offset
-            for place, slot, offset, maps, encode in step.maps:
-                address = addresses[slot] + offset
-                found = maps.get(address)
-                if found is None:
-                    if len(maps) >= _MOST_MAPS:
-                        maps.clear()
-                    found = maps[address] = encode(address)
-                args[place] = found
-            step.start(stream, args)
-            for slot in step.frees:
-                buffers[slot] = None
-        return [None if view is None else view.of(buffers) for view in self.results]
+        run = run or self._run
+        if run is not None:
+            return run(inputs, pointers)
+        return self._replay_indirectly([*inputs, *[None] * (self.count - self.inputs)], inputs[0])
 
     def _replay_indirectly(self, buffers: list[Tensor | None], like: Tensor) -> list[Any]:
         """The same where Triton's own launcher has to be asked: interpreted, on AMD GPUs, or where its C launcher is another."""
@@ -275,7 +246,7 @@ class Recorder:
             for step in self.steps:
                 if isinstance(step, Step):
                     step.flatten(self.fixed)
-        return Tape(first, count, self.steps, views, direct)
+        return Tape(first, count, self.steps, views, direct, self.inputs[0].device)
 
 
 class Tapes:
@@ -331,60 +302,3 @@ def _memory(t: Tensor) -> int:
 def _capturing(t: Tensor) -> bool:
     """Whether a CUDA graph is being captured, where a decision may be for this once."""
     return t.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-class _Address:
-    """What an encoder of descriptors asks of a tensor."""
-
-    def __init__(self, address: int) -> None:
-        self.address = address
-
-    def data_ptr(self) -> int:
-        return self.address
-
-
-def _encoder(described: Described, meta: Any) -> Callable[[int], Any]:
-    """From an address to the descriptor as the C launcher takes it, by Triton's own encoder."""
-    from triton.backends.nvidia.driver import make_tensordesc_arg
-
-    from mlpdsl.launch import descriptor
-
-    def encode(address: int) -> Any:
-        of = descriptor(_Address(address), described.shape, described.strides, described.block)  # type: ignore[arg-type]
-        return make_tensordesc_arg(of, meta)[0]
-
-    return encode
-
-
-def _starter(compiled: Any, grid: tuple[int, ...]) -> Callable[[int, list[Any]], None] | None:
-    """A call of Triton's C launcher for a compiled kernel: (stream, arguments). None where it is not the one that is known.
-
-    `CudaLauncher` allocates scratch, encodes descriptors and tells hooks before it calls it; here there is nothing to allocate
-    and nobody to tell, and descriptors are encoded already. Pointers are integers, which it takes as they are.
-    """
-    launcher = compiled.run
-    start = getattr(launcher, "launch", None)
-    if inspect.isfunction(start):  # the wrapper that encodes descriptors
-        start = inspect.getclosurevars(start).nonlocals.get("launcher")
-    meta = getattr(compiled.metadata, "tensordesc_meta", None) or []
-    scratch = [getattr(launcher, f"{kind}_scratch_size", None) for kind in ("global", "profile")]
-    if start is None or inspect.isfunction(start) or scratch != [0, 0] or None in meta:
-        return None
-    x, y, z = (*grid, 1, 1)[:3]
-    function, packed = compiled.function, compiled.packed_metadata
-    cooperative, dependent = launcher.launch_cooperative_grid, launcher.launch_pdl
-    if hasattr(launcher, "arg_annotations"):  # Triton 3.7
-        annotations, signature = launcher.arg_annotations, launcher.kernel_signature
-
-        def start_3_7(stream: int, args: list[Any]) -> None:
-            start(
-                x, y, z, stream, function, cooperative, dependent, packed, None, None, None, None, None,
-                annotations, signature, args,
-            )  # fmt: skip
-
-        return start_3_7
-
-    def start_3_6(stream: int, args: list[Any]) -> None:
-        start(x, y, z, stream, function, cooperative, dependent, None, None, packed, None, None, None, *args)
-
-    return start_3_6

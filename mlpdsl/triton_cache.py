@@ -38,6 +38,7 @@ from triton import knobs
 from triton.errors import TritonError
 from triton.runtime.cache import FileCacheManager, get_cache_manager
 
+from mlpdsl import on_jit
 from mlpdsl.cache import DISK_ERRORS, default_root, in_words, open_below
 
 __all__ = ["compiled", "fingerprint", "obtain"]
@@ -51,6 +52,7 @@ _warned: dict[str, object] = {}  # Triton's cache directories that this process 
 _checked: weakref.WeakSet[Any] = weakref.WeakSet()  # the compiled kernels that need no second look
 
 _lock = threading.Lock()  # around the knob, which is the process's
+_hook_lock = threading.Lock()  # around Triton's hook, which is the process's as well
 _private: tuple[int, str] | None = None  # the thread that compiles in a private directory, and the directory
 
 
@@ -58,8 +60,11 @@ def compiled(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], args: 
     """The variant of a `triton.jit` function that `kernel[grid](*args, **options)` would launch: compiled, checked, and loaded on
     the current device, but not launched. None where a hook of Triton's kept it from compiling.
 
-    Raises Triton's errors of compilation and of loading.
+    Raises Triton's errors of compilation and of loading; `NotCompiledError` where MLPDSL_ON_JIT=error and a call asks for it.
     """
+    call = on_jit.watched(kernel)
+    if call is not None and _is_new(kernel, grid, options, args):
+        on_jit.tell(call, kernel)
 
     def compile_step() -> Any:
         made = kernel.run(*args, grid=grid, warmup=True, **options)
@@ -71,6 +76,34 @@ def compiled(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], args: 
                 tables[0].pop(key, None)
 
     return obtain(compile_step, _load, forget)
+
+
+class _NewError(Exception):
+    """Triton does not remember the variant."""
+
+
+def _is_new(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], args: tuple[Any, ...]) -> bool:
+    """Whether Triton would have to compile the variant, or read it from its cache. It does neither here."""
+    thread = threading.get_ident()
+    with _hook_lock:
+        was_set, usual = "jit_cache_hook" in vars(knobs.runtime), knobs.runtime.jit_cache_hook
+
+        def refuse(**what: Any) -> Any:
+            if threading.get_ident() == thread:
+                raise _NewError
+            return usual(**what) if usual is not None else None
+
+        knobs.runtime.jit_cache_hook = refuse
+        try:
+            kernel.run(*args, grid=grid, warmup=True, **options)
+        except _NewError:
+            return True
+        finally:
+            if was_set:
+                knobs.runtime.jit_cache_hook = usual
+            else:
+                del knobs.runtime.jit_cache_hook
+    return False
 
 
 def obtain(compile_step: Callable[[], Any], load: Callable[[Any], object], forget: Callable[[Any], None]) -> Any:
@@ -253,8 +286,9 @@ def _warn_once(place: str, made: Any, problem: Exception | None) -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _lock, _private
-    _lock, _private = threading.Lock(), None  # the thread that held it is not here to release it
+    global _lock, _hook_lock, _private
+    # The thread that held one is not here to release it.
+    _lock, _hook_lock, _private = threading.Lock(), threading.Lock(), None
 
 
 if hasattr(os, "register_at_fork"):

@@ -60,7 +60,8 @@ class Arg:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel of the generated file. `role` is what it computes, `path` how it reads memory: `tma` or `masked`."""
+    """A kernel of the generated file. `role` is what it computes, `path` how: `tma` or `masked`, by how it reads memory; or `row`
+    for one row of x, and `skinny` for a few."""
 
     role: str
     path: str
@@ -257,6 +258,10 @@ def _kernels(plan: Plan, operands: Sequence[OperandView]) -> list[Kernel]:
         if plan.hidden is not None:
             kernels.append(Kernel("hidden", path, _forward_args(plan, path, hidden=True, operands=())))
         kernels.append(Kernel("output", path, _forward_args(plan, path, hidden=False, operands=operands)))
+    for path in ("row",) if plan.dtype == "float32" else ("row", "skinny"):
+        if plan.hidden is not None:
+            kernels.append(Kernel("hidden", path, _forward_args(plan, path, hidden=True, operands=())))
+        kernels.append(Kernel("output", path, _forward_args(plan, path, hidden=False, operands=operands)))
     kernels.append(Kernel("epilogue_grad", "", _epilogue_grad_args(plan, operands)))
     for path in paths:
         if plan.hidden is not None:
@@ -299,6 +304,8 @@ def _constexprs(*names: str) -> tuple[Arg, ...]:
 
 _ROWS = Arg("M", "M", "rows")
 _TILE = tuple(Arg(n, f"config.{n.lower()}", "constexpr") for n in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M"))
+_SPLITS = Arg("SPLITS", "config.splits", "constexpr")
+_STAGES = Arg("STAGES", "config.num_stages", "constexpr")
 
 
 def _weights(plan: Plan, path: str, planes: int, reduce_rows: bool) -> list[Arg]:
@@ -357,7 +364,9 @@ def _forward_args(plan: Plan, path: str, hidden: bool, operands: Sequence[Operan
     if save:
         name = "preact" if hidden else "tile"
         args += _tensor(plan, path, name, ("1", *out), "pmn")
-    return (*args, _ROWS, *_constexprs("N", "K", *(("SAVE",) if save else ())), *_TILE)
+    sizes = {"row": (*_TILE[1:3], _STAGES), "skinny": (*_TILE[:3], _SPLITS)}.get(path)
+    flags = _constexprs("N", "K", *(("SAVE",) if save else ()), *(() if sizes is None else ("OVERLAPS", "FOLLOWS")))
+    return (*args, _ROWS, *flags, *(_TILE if sizes is None else sizes))
 
 
 def _epilogue_grad_args(plan: Plan, operands: Sequence[OperandView]) -> tuple[Arg, ...]:
@@ -408,21 +417,21 @@ _BLOCK = _TILE[:2]
 
 
 def _activate_rows_args(plan: Plan) -> tuple[Arg, ...]:
-    return _pointer(plan, "preact"), _pointer(plan, "hidden"), _ROWS, *_constexprs("N"), *_BLOCK
+    return _pointer(plan, "preact"), _pointer(plan, "hidden"), _ROWS, *_constexprs("N", "FOLLOWS"), *_BLOCK
 
 
 def _activate_grad_rows_args(plan: Plan) -> tuple[Arg, ...]:
     args = [_pointer(plan, "grad", passed="hidden_grad"), *(_pointer(plan, name) for name in ("preact", "preact_grad", "hidden"))]
     if plan.bias:
         args.append(_pointer(plan, "bias_rows", "float32"))
-    return (*args, _ROWS, *_constexprs("N", "EMIT_HIDDEN", *(("SUM_BIAS",) if plan.bias else ())), *_BLOCK)
+    return (*args, _ROWS, *_constexprs("N", "FOLLOWS", "EMIT_HIDDEN", *(("SUM_BIAS",) if plan.bias else ())), *_BLOCK)
 
 
 def _finish_rows_args(plan: Plan, operands: Sequence[OperandView]) -> tuple[Arg, ...]:
     args = [_pointer(plan, "tile")]
     for o in operands:
         args += _tensor(plan, "masked", o.ident, (), "mn") if o.kind == "tile" else [_pointer(plan, o.ident, "")]
-    return (*args, _pointer(plan, "out"), _ROWS, *_constexprs("N"), *_BLOCK)
+    return (*args, _pointer(plan, "out"), _ROWS, *_constexprs("N", "FOLLOWS"), *_BLOCK)
 
 
 _SUM_ROWS_ARGS = (

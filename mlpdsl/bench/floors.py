@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlpdsl.bench.suites import Row
+from mlpdsl.ceilings import KNOWN, numbers_of
 from mlpdsl.names import DTYPES
 from mlpdsl.spec import MLPSpec
 
-__all__ = ["KNOWN", "Ceilings", "Floor", "ceilings", "floor_of", "footprint", "held_bytes", "numbers_of", "traffic"]
+__all__ = ["Ceilings", "Floor", "ceilings", "floor_of", "footprint", "held_bytes", "traffic"]
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,6 @@ class Ceilings:
         return cls(float(data["bytes_per_s"]), dict(data["flop_per_s"]), dict(data["sources"]))
 
 
-KNOWN: dict[str, tuple[float, dict[str, float]]] = {
-    "NVIDIA H200": (4.37e12, {"bfloat16": 790e12, "float16": 790e12}),
-}
-"""By the GPU's name: bytes a second, and FLOP a second by format. Measured: a read of device memory, a product of 8192³."""
-
-
-def numbers_of(spec: MLPSpec) -> str:
-    """The number format of the products: "bfloat16", "float16", "float32 ieee", "float32 tf32", "float32 tf32x3"."""
-    return f"float32 {spec.precision}" if spec.dtype == "float32" else spec.dtype
-
-
 def ceilings(
     gpu: str,
     formats: Iterable[str],
@@ -49,11 +39,12 @@ def ceilings(
     product: Callable[[str], float],
     before: Ceilings | None = None,
 ) -> Ceilings:
-    """The rates of a GPU for all `formats`: those of an earlier part of the run, else of `KNOWN`, else measured by the callables.
+    """The rates of a GPU for all `formats`: those of an earlier part of the run, else those known, else measured by the callables.
 
     `product` is asked for "float32 tf32" where the format is "float32 tf32x3", which takes three such products.
     """
-    known, table = KNOWN.get(gpu, (0.0, {}))
+    rates = KNOWN.get(gpu)
+    known, table = (rates.bandwidth, rates.products) if rates is not None else (0.0, {})
     products = dict(before.products) if before else {}
     sources = dict(before.sources) if before else {"bandwidth": "table" if known else "measured"}
     rate = before.bandwidth if before else known or bandwidth()

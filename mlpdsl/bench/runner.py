@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlpdsl.bench.floors import Ceilings, ceilings, numbers_of
+from mlpdsl.bench.floors import Ceilings, ceilings
 from mlpdsl.bench.measure import METHOD
 from mlpdsl.bench.results import Results
 from mlpdsl.bench.settings import Settings
 from mlpdsl.bench.suites import Row
+from mlpdsl.ceilings import numbers_of
 
 if TYPE_CHECKING:
     from mlpdsl.bench.peers import Factory

@@ -61,4 +61,4 @@ class Device(Timer, Protocol):
         """Bytes a second of a large copy, read and written."""
 
     def product(self, numbers: str) -> float:
-        """FLOP a second of a large product in a number format of `floors.numbers_of`."""
+        """FLOP a second of a large product in a number format of `ceilings.numbers_of`."""

@@ -38,6 +38,7 @@ COLD = 2.5
 """Cold: so many times the L2 lie in other copies of parameters and inputs between two uses of one."""
 COPIES = 64
 """Copies at most. A row that needs more is not timed cold."""
+SHORT = "too short for a burst: time it with --regime sustained"
 
 
 def time_row(
@@ -51,8 +52,8 @@ def time_row(
 ) -> dict[str, Any]:
     """Everything the file holds of a row. `seconds` are those of stretches; building and compiling come on top.
 
-    A candidate that raises is dropped, with the reason in the row; where memory does not suffice, or the GPU no longer answers,
-    the row is "skipped", with the reason.
+    A candidate that raises is dropped, with the reason in the row; where memory does not suffice, the GPU no longer answers, or
+    only bursts are asked for and the row is too short for them, the row is "skipped", with the reason.
     """
     floor = floor_of(row, ceilings)
     found: dict[str, Any] = {
@@ -68,6 +69,9 @@ def time_row(
         "candidates": {},
         "measured": [],
     }
+    if "sustained" not in settings.regimes and not _has_bursts(found):
+        found["skipped"] = SHORT
+        return found
     began = device.now()
     device.clear()
     graphs = len(candidates) if "graph" in settings.launches else 0
@@ -89,6 +93,11 @@ def time_row(
             raise
     found["seconds"] = round(device.now() - began, 2)
     return found
+
+
+def _has_bursts(found: Mapping[str, Any]) -> bool:
+    """Whether the row is one that a power limit slows."""
+    return bool(found["floor_us"] >= BURST_FLOOR_US)
 
 
 class _Row:
@@ -197,8 +206,8 @@ def _time(
             found["not_cold"] = reason
         else:
             caches["cold"] = copies
-    slowed = found["floor_us"] >= BURST_FLOOR_US
-    sections = [(c, regime) for c in caches for regime in settings.regimes if regime == "sustained" or (slowed and c == "hot")]
+    bursts = _has_bursts(found)
+    sections = [(c, regime) for c in caches for regime in settings.regimes if regime == "sustained" or (bursts and c == "hot")]
     share = seconds / max(1, len(settings.launches) * len(sections))
     for launch in settings.launches:
         for cache, tensors in caches.items():

@@ -108,23 +108,31 @@ def best_path(plan: Plan) -> str:
 def decide(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_invariant: bool = False) -> Decision:
     """The config of one launch, by a table or else by the rule; `role`, `path` and M, N, K as in `config.choose`.
 
-    Where batch-invariant, all but weight gradients get what a generated kernel gets at `INVARIANT_ROWS`. The library multiplies
-    whatever the path, because what is rounded must not depend on alignment; other configs of a table are for its path alone.
+    Where batch-invariant, all but weight gradients get what a generated kernel gets at `INVARIANT_ROWS`. Whether the library
+    multiplies does not depend on the path, because what is rounded must not depend on alignment.
     """
     ours = batch_invariant and role != "weight_grad"
     rows = rule.INVARIANT_ROWS if ours else m
     product, at = Product.of(plan, role, rows, n, k)
+    planes = product.planes
+    by_rule = rule.choose(role, path, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
     found = find(plan.target.name, product, at)
     if found is not None and found[1].config is not None:
         row, chosen = found[0], found[1].config
         if chosen.strategy == "library":
-            allowed = not ours and rule.library(role, rows, n, dtype=plan.dtype, planes=product.planes) is not None
+            fits = None if ours else rule.library(role, rows, n, dtype=plan.dtype, planes=planes) and chosen
+        elif chosen.strategy == "skinny":
+            fits = None if ours else rule.fitted(chosen, role, rows, dtype=plan.dtype, planes=planes, target=plan.target)
+        elif path != product.path:
+            return Decision(by_rule, None)
         else:
-            allowed = path == product.path and not (ours and chosen.strategy != "two_stage")
-        if allowed:
-            return Decision(chosen, row)
-    planes = 2 if plan.gated and role == "hidden" else 1
-    return Decision(rule.choose(role, path, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target), None)
+            fits = chosen
+        if fits is not None:
+            return Decision(fits, row)
+    if ours:
+        return Decision(by_rule, None)
+    words = {"dtype": plan.dtype, "precision": plan.precision, "planes": planes, "target": plan.target}
+    return Decision(rule.usual(role, path, rows, n, k, **words), None)
 
 
 def find(target: str, product: Product, m: int) -> tuple[Row, Point] | None:
@@ -288,7 +296,8 @@ def _config(given: dict[str, Any]) -> Config:
             if value not in rule.STRATEGIES:
                 raise ValueError(f"config: strategy {value!r} is none of {', '.join(rule.STRATEGIES)}")
             continue
-        least, most = (0, 512) if name == "registers" else (1, 1024)
+        one_row = config.strategy == "skinny" and config.block_m == 1  # which may hold all of K
+        least, most = (0, 512) if name == "registers" else (1, 32768 if name == "block_k" and one_row else 1024)
         whole = type(value) is int and least <= value <= most
         if not whole or (name in ("block_m", "block_n", "block_k", "num_warps") and value & (value - 1)):  # type: ignore[operator]
             raise ValueError(f"config: {name} cannot be {value!r}")

@@ -56,13 +56,14 @@ def shapes(depth: int | None = None) -> SearchStrategy[tuple[int, ...]]:
 
 
 def leads() -> SearchStrategy[tuple[int, ...]]:
-    """Leading dimensions of x: one, two, three or none, up to 150 rows, now and then 0."""
+    """Leading dimensions of x: one, two, three or none, up to 150 rows, often 1, which has kernels of its own, now and then 0."""
     # Two strategies of rows, because Hypothesis draws from one that is given twice no more often than from one given once. Several
     # tiles each way, and sums that are split, take more than 64 rows.
     few, many = (st.tuples(st.sampled_from([n for n in ROWS if (n > 64) == large])) for large in (False, True))
     batch = st.tuples(st.sampled_from((1, 2, 3, 5)), st.sampled_from((1, 2, 7, 16, 21)))
     deep = st.tuples(st.sampled_from((1, 2)), st.sampled_from((1, 3)), st.sampled_from((1, 4, 9)))
-    return st.one_of(few, many, batch, deep, st.sampled_from(((), (0,), (2, 0))))
+    one = st.sampled_from(((1,), (), (1, 1)))
+    return st.one_of(few, many, batch, deep, one, st.sampled_from(((0,), (2, 0))))
 
 
 def values() -> SearchStrategy[str]:

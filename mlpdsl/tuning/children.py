@@ -23,7 +23,7 @@ COMPILE_LIMIT, TIME_LIMIT, CHECK_LIMIT, START_LIMIT = 120.0, 120.0, 300.0, 180.0
 
 
 class Children:
-    """torch's current GPU. `compilers`: how many processes compile (default: one a core, at most 8), each config in
+    """torch's current GPU. `compilers`: how many processes compile (default: one a core, at most 16), each config in
     `compile_limit` seconds; `time_limit` and `check_limit` likewise. `module` answers the questions."""
 
     def __init__(
@@ -34,7 +34,7 @@ class Children:
         check_limit: float = CHECK_LIMIT,
         module: str = "mlpdsl.tuning.questions",
     ) -> None:
-        count = compilers or min(8, os.cpu_count() or 1)
+        count = compilers or min(16, os.cpu_count() or 1)
         self._compile_limit, self._time_limit, self._check_limit = compile_limit, time_limit, check_limit
         self._all = [Child(False, module) for _ in range(count)]
         self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()

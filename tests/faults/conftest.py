@@ -15,7 +15,7 @@ from mlpdsl import cache as cache_module
 from tests.faults.figures import Figures, write
 
 if TYPE_CHECKING:
-    from tests.faults.triton_tools import Cache
+    from tests.faults.triton_tools import Cache, Driver
 
 _figures = Figures()
 
@@ -42,6 +42,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cache]:
     from tests.faults.triton_tools import own_caches  # needs triton
 
     yield from own_caches(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def driver() -> Iterator[Driver]:
+    """A GPU that is not there."""
+    from tests.faults.triton_tools import own_driver
+
+    yield from own_driver()
 
 
 @pytest.fixture

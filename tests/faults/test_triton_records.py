@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +21,8 @@ pytest.importorskip("triton")
 if INTERPRETING:
     pytest.skip("needs Triton's compile mode", allow_module_level=True)
 
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver as triton_driver
-
 from mlpdsl import triton_cache
-from tests.faults.triton_tools import KERNEL, TARGET, Cache, flip
+from tests.faults.triton_tools import KERNEL, Cache, Driver, flip
 
 
 def test_a_binary_met_before_any_record_is_taken_on_trust_unless_it_does_not_load(
@@ -156,44 +152,6 @@ def test_a_fork_in_the_middle(cache: Cache) -> None:
 
 
 # a launch
-
-
-class Driver:
-    """A device of architecture sm_90 that is not there: what Triton asks of it up to a launch."""
-
-    def __init__(self) -> None:
-        self.loaded: list[bytes] = []
-        self.utils = self
-        self.launcher_cls = lambda src, metadata: self.launch
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return TARGET
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": 232448}
-
-    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
-        self.loaded.append(binary)
-        return 1, 2, 32, 0, 1024
-
-    def launch(self, *args: Any) -> None:
-        raise AssertionError("it was launched")
-
-
-@pytest.fixture
-def driver() -> Iterator[Driver]:
-    before = dict(vars(triton_driver))
-    fake = Driver()
-    triton_driver.set_active(fake)
-    yield fake
-    vars(triton_driver).clear()
-    vars(triton_driver).update(before)
 
 
 def test_the_variant_of_a_launch(cache: Cache, driver: Driver, caplog: pytest.LogCaptureFixture) -> None:

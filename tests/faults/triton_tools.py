@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.runtime import driver as triton_driver
 
 from mlpdsl import loader, triton_cache
 from mlpdsl.cache import digest
@@ -82,6 +83,44 @@ def own_caches(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cache]:
     yield Cache(base)
     assert vars(triton.knobs.cache) == before, "the knobs were not put back"
     assert os.environ["TRITON_CACHE_DIR"] == str(base / "triton")
+
+
+class Driver:
+    """A device of architecture sm_90 that is not there: what Triton asks of it up to a launch."""
+
+    def __init__(self) -> None:
+        self.loaded: list[bytes] = []
+        self.utils = self
+        self.launcher_cls = lambda src, metadata: self.launch
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGET
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 232448}
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
+        self.loaded.append(binary)
+        return 1, 2, 32, 0, 1024
+
+    def launch(self, *args: Any) -> None:
+        raise AssertionError("it was launched")
+
+
+def own_driver() -> Iterator[Driver]:
+    """The driver that Triton asks in one test."""
+    before = dict(vars(triton_driver))
+    fake = Driver()
+    triton_driver.set_active(fake)
+    yield fake
+    vars(triton_driver).clear()
+    vars(triton_driver).update(before)
 
 
 def flip(path: Path, at: int, bit: int = 2) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from mlpdsl import dispatch
 from tests import support
 
 
@@ -21,6 +22,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if reason and "/gpu/" in item.path.as_posix():
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def generated() -> Iterator[None]:
+    """Every product by a generated kernel, also where the library's is as fast."""
+    with dispatch.forcing("generated"):
+        yield
 
 
 @pytest.fixture(autouse=True)

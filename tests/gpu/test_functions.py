@@ -12,6 +12,8 @@ from mlpdsl import MLPSpec
 from mlpdsl.testing.calls import check_call, make_call
 from tests import functions
 
+pytestmark = pytest.mark.usefixtures("generated")
+
 # Descriptors in 16-bit types at the first shape, masked loads everywhere else.
 ALIGNED, ODD = ((64, 128, 64), 96), ((67, 45, 37), 33)
 RUNS = {"float32": (ODD,), "float16": (ODD,), "bfloat16": (ALIGNED, ODD)}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import mlpdsl
-from mlpdsl import MLP, MLPSpec
+from mlpdsl import MLP, MLPSpec, dispatch
 from mlpdsl.testing import oracle
 from mlpdsl.testing.calls import Call, check_call, judge, make_call, same_bits
 
@@ -37,6 +37,11 @@ def call_on_gpu(spec: MLPSpec, rows: int, seed: int = 0, **layouts: object) -> C
 def gradients(call: Call, mlp: Callable[..., Tensor]) -> list[Tensor]:
     y, grads = call.gradients(mlp)
     return [y, *grads.values()]
+
+
+def library_of(spec: MLPSpec, rows: int) -> frozenset[str]:
+    """The stages that the library multiplies."""
+    return dispatch.library_stages(spec.to_json(), torch.device("cuda", torch.cuda.current_device()), rows)
 
 
 def assert_same(found: list[Tensor], wanted: list[Tensor]) -> None:
@@ -167,6 +172,7 @@ def test_misaligned_after_aligned() -> None:
             check_call(call_on_gpu(spec, 93, weights=lies))
 
 
+@pytest.mark.usefixtures("generated")
 @pytest.mark.parametrize("fields", [
     dict(dims=(64, 64, 64), activation="silu", gated=True),
     dict(dims=(65, 65, 65), activation="gelu", bias=True, epilogue=("residual",)),
@@ -220,7 +226,8 @@ def test_two_dtypes_of_one_module() -> None:
         copy.to(dtype)
         y = copy(x.to(dtype))
         spec = layer.spec.replace(dtype=dtype)
-        oracle.check(y, oracle.forward(spec, x.to(dtype), list(copy.parameters()), replay=True), f"y in {dtype}")
+        expected = oracle.forward(spec, x.to(dtype), list(copy.parameters()), replay=True, library=library_of(spec, 50))
+        oracle.check(y, expected, f"y in {dtype}")
         assert dtype not in results or same_bits(results[dtype], y)
         results[dtype] = y.detach()
     layer.bfloat16()
@@ -239,8 +246,9 @@ def test_autocast(dtype: torch.dtype) -> None:
     narrow = FULL.replace(dtype=dtype)
     x, *params = (t.detach().to(dtype) for t in (call.x, *call.params))
     operands = {name: t.detach().to(dtype) for name, t in call.operands.items()}
-    oracle.check(y, oracle.forward(narrow, x, params, operands, replay=True), "y")
-    expected = oracle.backward(narrow, x, params, operands, call.dy.to(dtype), replay=True)
+    by = library_of(narrow, 93)
+    oracle.check(y, oracle.forward(narrow, x, params, operands, replay=True, library=by), "y")
+    expected = oracle.backward(narrow, x, params, operands, call.dy.to(dtype), replay=True, library=by)
     for name, t in call.named().items():
         assert t.grad is not None and t.grad.dtype == torch.float32
         oracle.check(t.grad.to(dtype), expected[name], name)
@@ -255,7 +263,7 @@ def test_inductor(spec: MLPSpec) -> None:
     for rows in (93, 64, 1, 300):
         call = call_on_gpu(spec, rows)
         y, grads = call.gradients(whole)
-        judge(call, y, grads)
+        judge(call, y, grads, library=library_of(spec, rows))
         assert_same([y, *grads.values()], gradients(call, mlp))
 
 

@@ -16,6 +16,8 @@ from mlpdsl.testing.calls import Call, judge, make_call, same_bits
 from tests.sixteen import SPECS
 from tests.support import outputs_in_order
 
+pytestmark = pytest.mark.usefixtures("generated")
+
 DEVICE = "cuda"
 NAMES = ("swiglu", "gelu-residual", "odd", "fp32", "tf32", "deep")
 each_spec = pytest.mark.parametrize("name", NAMES)

@@ -15,6 +15,8 @@ from mlpdsl import MLPSpec
 from mlpdsl.names import ACTIVATIONS
 from mlpdsl.testing.calls import check_call, make_call
 
+pytestmark = pytest.mark.usefixtures("generated")
+
 ALIGNED, ODD = (128, 256, 128), (67, 131, 37)
 # In float32 every width takes masked loads, and fused multiply-adds of a large tile compile for many seconds.
 SMALL = {ALIGNED: (32, 48, 16), ODD: (35, 41, 19)}

@@ -7,6 +7,8 @@ import pytest
 from mlpdsl import MLPSpec
 from mlpdsl.testing.calls import check_call, make_call
 
+pytestmark = pytest.mark.usefixtures("generated")
+
 WIDE = [
     dict(dims=(4096, 1024, 4096), activation="gelu", bias=True, dtype="bfloat16", epilogue=("residual",)),
     dict(dims=(1024, 4096, 1024), activation="silu", gated=True, dtype="bfloat16"),

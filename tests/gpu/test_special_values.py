@@ -11,6 +11,8 @@ from mlpdsl import MLPSpec
 from mlpdsl.names import ACTIVATIONS
 from mlpdsl.testing import bounded, oracle
 
+pytestmark = pytest.mark.usefixtures("generated")
+
 
 def points() -> Tensor:
     special = torch.tensor(

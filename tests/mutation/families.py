@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlpdsl import MLPSpec
 
-__all__ = ["FAMILIES", "LIBRARY"]
+__all__ = ["FAMILIES", "forced"]
 
 FAMILIES: dict[str, MLPSpec] = {
     # Masked loads alone: widths with a tail for every tile size.
@@ -34,8 +34,15 @@ FAMILIES: dict[str, MLPSpec] = {
     ),
     "wide_library": MLPSpec(dims=(33, 47, 20), activation="gelu", gated=True, dtype="float32", epilogue=("residual",)),
     "plain_library": MLPSpec(dims=(50, 70, 41), activation="gelu", bias=True, dtype="float16", epilogue=("residual", "scale")),
+    # The kernels for few rows wherever there are few.
+    "gated_skinny": MLPSpec(
+        dims=(50, 70, 41), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("layer_scale",)
+    ),
+    "plain_skinny": MLPSpec(dims=(71, 70, 41), activation="gelu", bias=True, dtype="float16", epilogue=("residual",)),
 }
 """Each family by its name: what a mutant's `families` name."""
 
-LIBRARY = frozenset(name for name in FAMILIES if name.endswith("_library"))
-"""Families for which the library is forced."""
+
+def forced(family: str) -> str:
+    """The strategy that is forced for a family; "" where the usual one runs."""
+    return next((name for name in ("library", "skinny") if family.endswith(f"_{name}")), "")

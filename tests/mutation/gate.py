@@ -20,7 +20,7 @@ from mlpdsl import MLPSpec, dispatch, loader, ops, source
 from mlpdsl.cache import digest
 from mlpdsl.dispatch import Runner, runner
 from mlpdsl.tape import Tapes
-from tests.mutation.families import FAMILIES, LIBRARY
+from tests.mutation.families import FAMILIES, forced
 from tests.mutation.mutant import Mutant
 from tests.mutation.properties import PROPERTIES, VERDICTS, Property
 
@@ -66,14 +66,13 @@ def running(text_of: Callable[[MLPSpec], str], family: str = "") -> Iterator[Non
             found[spec_json] = runner(spec_json, device)._replace(module=module, tapes=Tapes(False))
         return found[spec_json]
 
-    forced = dispatch.forcing("library") if family in LIBRARY else nullcontext()
-    with forced, mock.patch.object(ops, "runner", replaced):
+    with dispatch.forcing(forced(family)) if forced(family) else nullcontext(), mock.patch.object(ops, "runner", replaced):
         yield
 
 
 def properties(family: str) -> tuple[Property, ...]:
-    """All of them; but the library's products have other bits in another layout or batch, so no laws of bits."""
-    return tuple(each for each in PROPERTIES if each.name != "laws" or family not in LIBRARY)
+    """All of them; but where a strategy is forced, sums have another order in another layout or batch: no laws of bits."""
+    return tuple(each for each in PROPERTIES if each.name != "laws" or not forced(family))
 
 
 def hunt(mutant: Mutant, family: str, examples: int = EXAMPLES) -> Kill | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from tests.mutation import activations, backward, epilogue, forward, library
+from tests.mutation import activations, backward, epilogue, forward, library, skinny
 from tests.mutation.mutant import Mutant
 
 __all__ = ["MUTANTS", "SURVIVORS", "cases"]
 
-MUTANTS: list[Mutant] = [*forward.MUTANTS, *backward.MUTANTS, *epilogue.MUTANTS, *activations.MUTANTS, *library.MUTANTS]
+MUTANTS: list[Mutant] = [
+    *forward.MUTANTS, *backward.MUTANTS, *epilogue.MUTANTS, *activations.MUTANTS, *library.MUTANTS, *skinny.MUTANTS,
+]  # fmt: skip
 
 SURVIVORS: dict[str, str] = {
     "partial sums from the 17th on left out": "for which a call needs more than 1,024 rows, and drawn calls have at most 150; "

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("click")
 
 from mlpdsl import UnsupportedError, bench, cli, cli_bench, cli_fuzz
-from mlpdsl.bench import peers, table
+from mlpdsl.bench import peers, table, timing
 from tests.unit.test_bench import ONE, OTHER, SPEC, Fake, ask, one_thread, twice
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,6 +192,27 @@ def test_what_is_absent_is_said_once() -> None:
     data["rows"][0]["measured"][0] |= {"ratio": 1.234, "interval": [0.987, 1.321]}
     assert table.cells(data)[1][-3:] == ["1.23", "0.99 to 1.32", "even"]
     assert [table.microseconds(us) for us in (None, 0.8512, 12.44, 105.4, 6584.2)] == ["-", "0.85", "12.4", "105", "6584"]
+
+
+def test_rows_too_short_for_bursts_say_so(run: Bench, device: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "too short for a burst: time it with --regime sustained"
+    built: list[str] = []
+    monkeypatch.setitem(peers.CANDIDATES, "eager", lambda spec: built.append("x") or peers.plain(spec))  # type: ignore[func-returns-value]
+    arguments = (SPEC.to_json(), "--m", "1,2", "--peers", "eager", "--launch", "eager")
+    status, out, err = run(*arguments, "--regime", "burst")
+    assert (status, built) == (0, [])
+    assert [row["skipped"] for row in state()["rows"]] == [said] * 2
+    assert err.count(f"not timed: {said}") == out.count(f"not timed: {said}") == 2 and "mlpdsl was not timed" not in err
+    assert run("--report", str(OUT), "--markdown")[1].count(f"not timed: {said}") == 2
+    OUT.unlink()
+    status, out, err = run(*arguments)  # sustained as well: nothing is missing that anybody would look for
+    assert status == 0 and "too short" not in out + err and len(built) == 2
+    assert [part["regime"] for row in state()["rows"] for part in row["measured"]] == ["sustained"] * 2
+    OUT.unlink()
+    monkeypatch.setattr(timing, "BURST_FLOOR_US", 0.0)
+    status, out, err = run(*arguments, "--regime", "burst")
+    assert status == 0 and "too short" not in out + err
+    assert [part["regime"] for row in state()["rows"] for part in row["measured"]] == ["burst"] * 2
 
 
 PNG = b"\x89PNG\r\n\x1a\n"

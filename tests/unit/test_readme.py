@@ -12,15 +12,21 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("name", "page"),
-    [("forward-h200", "README.md"), ("training-h200", "README.md"), ("calibration-h200", "docs/verification.md")],
+    ("kind", "name", "page"),
+    [
+        ("table", "forward-h200", "README.md"),
+        ("table", "training-h200", "README.md"),
+        ("table", "calibration-h200", "docs/verification.md"),
+        ("floors", "forward-h200", "docs/performance.md"),
+        ("floors", "training-h200", "docs/performance.md"),
+    ],
 )
-def test_tables_are_those_of_the_result_files(name: str, page: str) -> None:
+def test_tables_are_those_of_the_result_files(kind: str, name: str, page: str) -> None:
     spec = importlib.util.spec_from_file_location("table", ROOT / "benchmarks" / "table.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.table(ROOT / "benchmarks" / "results" / f"{name}.json") in (ROOT / page).read_text(encoding="utf-8")
+    assert getattr(module, kind)(ROOT / "benchmarks" / "results" / f"{name}.json") in (ROOT / page).read_text(encoding="utf-8")
 
 
 def test_the_quickstart_runs() -> None:

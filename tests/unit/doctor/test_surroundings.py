@@ -81,6 +81,13 @@ def test_a_backend_chosen_by_hand(look: Look, monkeypatch: pytest.MonkeyPatch) -
     assert found.specs[0].status == "problem"
 
 
+def test_a_mistake_in_what_calls_may_compile(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLPDSL_ON_JIT", "eror")
+    problem(look(H200), "environment", "MLPDSL_ON_JIT: got 'eror'", "Set MLPDSL_ON_JIT to one of these")
+    monkeypatch.setenv("MLPDSL_ON_JIT", "error")
+    assert check(look(H200), "environment").status == "ok"
+
+
 def test_interpreting(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     found = look(specs=(SPEC,), cuda=None)
