@@ -9,7 +9,7 @@ TRITON ?= triton>=3.6,<3.8
 EXTRAS ?= cli,dev,examples
 
 # Compiling takes most of the GPU tests' time: with pytest-xdist they share the machine's processors.
-WORKERS = $(shell $(PYTHON) -c 'import os, xdist; print("-n", min(16, os.cpu_count() or 1), "--maxschedchunk 1")' 2>/dev/null)
+WORKERS = $(shell $(PYTHON) -c 'import os, xdist; print("-n", min(24, os.cpu_count() or 1), "--maxschedchunk 1")' 2>/dev/null)
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=200, help="calls of one stretch; launches beyond 1024 would wait for the GPU")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--profile", action="store_true", help="where a call's time goes")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda:0")
     options = parser.parse_args()
     import triton
 

@@ -104,7 +104,7 @@ def _passes(plan: Plan, view: Module, m: int, backward: bool) -> Iterator[tuple[
         yield "activate_rows", 0, first, library_config("hidden", m, first.width_out, dtype=plan.dtype, planes=planes)
         if backward:
             yield "activate_grad_rows", 0, first, library_config("hidden_grad", m, first.width_out, dtype=plan.dtype, planes=1)
-    if plan.epilogue.entries and not view.adds_residual:
+    if plan.epilogue.entries:
         yield "finish_rows", last, end, library_config("output", m, end.width_out, dtype=plan.dtype, planes=1)
 
 

@@ -129,11 +129,6 @@ class Module:
         return tuple(k.path for k in self.kernels if k.role == role)
 
     @property
-    def adds_residual(self) -> bool:
-        """Whether all that follows the last product is a sum with one tile, which the library's product does itself."""
-        return self.plan.epilogue.entries == ("residual",) and not self.plan.bias
-
-    @property
     def epilogue_grad(self) -> bool:
         """Whether the output stage needs a pass of its own in backward: gradients to change, or to sum over rows."""
         epilogue = self.plan.epilogue

@@ -13,7 +13,7 @@ rounded dz in one accumulator. Each gradient is rounded once to its tensor's dty
 
 Where a stage is run by the library (`library`, names as in `mlpdsl.explain(spec, m).config`), its product is rounded too, before
 what follows: z before the activation ("hidden[0]"), t before the epilogue ("output[1]"), dh before the derivative
-("hidden_grad[1]"). A sum with one residual alone, and no bias, is part of the product.
+("hidden_grad[1]"). A bias is part of the product.
 
 By default a rounding between kernels only widens the bound, so that a kernel that keeps more precision there (z
 recomputed in float32, say) is accepted as well. That is wide: worst cases add up over a sum, and in bf16 the bound of a
@@ -102,8 +102,7 @@ class _Network:
             self.preacts.append([self.product(self.linear(h, name), f"hidden[{stage}]") for name in names])
             h = self.hidden(self.preacts[-1])
         tile = self.linear(h, self.layers[-1][0])
-        alone = not self.spec.epilogue or (self.spec.epilogue == (RESIDUAL,) and not self.spec.bias)
-        return tile if alone else self.product(tile, f"output[{len(self.layers) - 1}]")
+        return tile if not self.spec.epilogue else self.product(tile, f"output[{len(self.layers) - 1}]")
 
     def product(self, b: Bounded, stage: str) -> Bounded:
         """What a stage's product leaves for what follows it."""

@@ -13,8 +13,8 @@ from tests import support
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The longest first, each with a short one: pytest-xdist hands tests out in pairs (Makefile), so each process begins with one.
-    tier = [item for item in items if item.path.name == "test_tier.py"]
-    rest = [item for item in items if item.path.name != "test_tier.py"]
+    tier = [item for item in items if "test_three_hundred_calls" in item.name]
+    rest = [item for item in items if "test_three_hundred_calls" not in item.name]
     items[:] = [item for pair in zip(tier, rest, strict=False) for item in pair] + tier[len(rest) :] + rest[len(tier) :]
     reason = support.NO_GPU if not torch.cuda.is_available() else ""
     if support.INTERPRETING:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from mlpdsl import MLPSpec, dispatch
+from mlpdsl import MLPSpec
 from mlpdsl.testing import strategies
 from mlpdsl.testing.calls import LAYOUTS, PAIRS, WEIGHT_LAYOUTS, Call, check_call
 from tests.sixteen import SPECS
@@ -53,19 +53,28 @@ def subsets(spec: MLPSpec) -> list[tuple[str, ...] | None]:
     return [None, None, (), ("x",), tuple(name for name in names if not name.endswith("weight"))]
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_three_hundred_calls(name: str) -> None:
+def search(name: str, examples: int) -> None:
     spec = SPECS[name]
 
-    @settings(max_examples=EXAMPLES, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=examples, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None)
     @given(data=st.data(), lead=leads(), lies=st.sampled_from(layouts(name)), wanted=st.sampled_from(subsets(spec)))
-    def search(data: st.DataObject, lead: tuple[int, ...], lies: dict[str, Any], wanted: tuple[str, ...] | None) -> None:
+    def each(data: st.DataObject, lead: tuple[int, ...], lies: dict[str, Any], wanted: tuple[str, ...] | None) -> None:
         call: Call = data.draw(strategies.calls(spec, lead=lead, requires_grad=wanted, device="cuda", **ALL_DENSE | lies))
         check_call(call)
 
-    with dispatch.forcing("generated"):
-        search()
-    settings(search, max_examples=EXAMPLES // 3)()  # as calls run, the library's products among them
+    each()
+
+
+@pytest.mark.usefixtures("generated")
+@pytest.mark.parametrize("name", SPECS)
+def test_three_hundred_calls(name: str) -> None:
+    search(name, EXAMPLES)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_as_calls_run(name: str) -> None:
+    """The library's products among them."""
+    search(name, EXAMPLES // 3)
 
 
 ALL_DENSE: dict[str, Any] = {

@@ -61,12 +61,14 @@ def test_the_rounded_product_shows() -> None:
             judge(call, y, grads, library={"hidden[0]", "output[1]", "hidden_grad[1]"} - {forgotten})
 
 
-def test_a_residual_alone_is_part_of_the_product() -> None:
-    """No pass over the output, and one rounding."""
+def test_a_residual_alone_is_added_after_the_rounding() -> None:
+    """cuBLAS rounds the product before it adds a tile."""
     spec = MLPSpec(dims=(32, 64, 24), activation="gelu", dtype="float16", epilogue=("residual",))
     call = make_call(spec, (30,), 0)
     y, grads = call.gradients(mlpdsl.compile(spec, backend="triton"))
-    judge(call, y, grads, library=("hidden[0]", "hidden_grad[1]"))
+    judge(call, y, grads, library=("hidden[0]", "output[1]", "hidden_grad[1]"))
+    with pytest.raises(oracle.OracleError, match=r"^y of"):
+        judge(call, y, grads, library=("hidden[0]", "hidden_grad[1]"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
