@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlpdsl.agreement import GRANULE
 from mlpdsl.tape import recorder
 
 __all__ = ["product"]
@@ -20,9 +19,10 @@ _flags = threading.Lock()
 
 
 def product(a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None = None) -> None:
-    """out (M, N) = a (M, K) @ b (K, N) + addend, summed in float32 and rounded once.
+    """out (M, N) = a (M, K) @ b (K, N) + addend, summed in float32 and rounded once; in 16 bits the product may be rounded before a
+    bias is added to it.
 
-    The addend is a bias (N,), or, in float32 alone, `out` itself: a tile in 16 bits is added by cuBLAS to the rounded product."""
+    The addend is a bias (N,), or, in float32 alone, `out` itself: to a tile in 16 bits cuBLAS always adds the rounded product."""
     recording = recorder()
     if recording is not None:
         recording.multiplied(a, b, out, addend)
@@ -33,17 +33,8 @@ def product(a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None = None) -> 
     with _exact(out.dtype):
         if addend is None:
             torch.mm(a, b, out=out)
-        elif out.dtype == torch.float32 or _fused(a, b, out, addend):
-            torch.addmm(addend, a, b, out=out)
         else:
-            torch.add(torch.mm(a, b, out_dtype=torch.float32), addend, out=out)
-
-
-def _fused(a: Tensor, b: Tensor, out: Tensor, bias: Tensor) -> bool:
-    """Whether the sum with a bias is surely part of one kernel. Where cuBLASLt cannot have it so, torch copies the bias into `out`
-    and has cuBLAS add that, which then rounds twice: seen on an H200 for strided and misaligned tensors."""
-    whole = bias.is_contiguous() and out.is_contiguous() and all(1 in t.stride() for t in (a, b))
-    return whole and min(*a.shape, *b.shape) > 1 and not any(t.data_ptr() % GRANULE for t in (a, b, out, bias))
+            torch.addmm(addend, a, b, out=out)
 
 
 _EXACT: dict[torch.dtype, dict[str, Any]] = {

@@ -13,7 +13,8 @@ rounded dz in one accumulator. Each gradient is rounded once to its tensor's dty
 
 Where a stage is run by the library (`library`, names as in `mlpdsl.explain(spec, m).config`), its product is rounded too, before
 what follows: z before the activation ("hidden[0]"), t before the epilogue ("output[1]"), dh before the derivative
-("hidden_grad[1]"). A bias is part of the product.
+("hidden_grad[1]"). A bias is part of the product; but in 16 bits cuBLAS may round the product before it adds one, for eager
+PyTorch as well, so both are right.
 
 By default a rounding between kernels only widens the bound, so that a kernel that keeps more precision there (z
 recomputed in float32, say) is accepted as well. That is wide: worst cases add up over a sum, and in bf16 the bound of a
@@ -56,9 +57,13 @@ class _Network:
     def weight(self, name: str) -> Bounded:
         return bounded.exact(self.params[f"{name}.weight"])
 
-    def linear(self, h: Bounded, name: str) -> Bounded:
+    def linear(self, h: Bounded, name: str, stage: str) -> Bounded:
         bias = bounded.exact(self.params[f"{name}.bias"]) if self.spec.bias else None
-        return bounded.matmul(h, self.weight(name).T, self.spec.precision, bias)
+        once = bounded.matmul(h, self.weight(name).T, self.spec.precision, bias)
+        if bias is None or stage not in self.library or self.dtype == torch.float32:
+            return once
+        product = bounded.matmul(h, self.weight(name).T, self.spec.precision)
+        return _either(once, bounded.add(bounded.rounded(product, self.dtype), bias))
 
     def hidden(self, pre: Sequence[Bounded]) -> Bounded:
         """act(z), act(gate)∘up or act(gate, up), rounded."""
@@ -99,10 +104,12 @@ class _Network:
         """The tile before the epilogue, in float32; fills `preacts`."""
         h = self.x
         for stage, names in enumerate(self.layers[:-1]):
-            self.preacts.append([self.product(self.linear(h, name), f"hidden[{stage}]") for name in names])
+            word = f"hidden[{stage}]"
+            self.preacts.append([self.product(self.linear(h, name, word), word) for name in names])
             h = self.hidden(self.preacts[-1])
-        tile = self.linear(h, self.layers[-1][0])
-        return tile if not self.spec.epilogue else self.product(tile, f"output[{len(self.layers) - 1}]")
+        word = f"output[{len(self.layers) - 1}]"
+        tile = self.linear(h, self.layers[-1][0], word)
+        return tile if not self.spec.epilogue else self.product(tile, word)
 
     def product(self, b: Bounded, stage: str) -> Bounded:
         """What a stage's product leaves for what follows it."""
@@ -195,6 +202,14 @@ def backward(
     tensors = {"x": x, **net.params, **net.operands}
     order = ["x", *spec.parameter_shapes(), *spec.operands()]
     return {name: _as_gradient(found[name], tensors[name], net.dtype) for name in order}
+
+
+def _either(one: Bounded, other: Bounded) -> Bounded:
+    """What is within one or the other; where one is infinite and the other is not, anything."""
+    same = one.value == other.value
+    apart = torch.where(same, 0.0, (one.value - other.value).abs()).nan_to_num(nan=torch.inf)
+    apart = apart.masked_fill(one.value.isnan() & other.value.isnan(), 0.0)
+    return Bounded(one.value, torch.maximum(one.bound, apart + other.bound), one.dtype)
 
 
 def _epilogue_backward(net: _Network, tile: Bounded, gradient: Bounded, found: dict[str, Bounded]) -> Bounded:

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given, settings
 
 import mlpdsl
-from mlpdsl import MLPSpec, dispatch, library
+from mlpdsl import MLPSpec, dispatch, launch, library
 from mlpdsl.testing import oracle
 from mlpdsl.testing.calls import Call, check_call, judge, make_call, same_bits
 from mlpdsl.testing.strategies import calls, leads, specs
@@ -53,8 +53,9 @@ def test_every_stage_is_the_librarys() -> None:
 
 def test_the_rounded_product_shows() -> None:
     """What the oracle is told of the library matters: without it, a product in 16 bits is out of bounds."""
-    call = make_call(GATED, (60,), 0)
-    y, grads = call.gradients(mlpdsl.compile(GATED, backend="triton"))
+    spec = GATED.replace(bias=False)
+    call = make_call(spec, (60,), 0)
+    y, grads = call.gradients(mlpdsl.compile(spec, backend="triton"))
     judge(call, y, grads, library=("hidden[0]", "output[1]", "hidden_grad[1]"))
     for forgotten, refused in (("hidden[0]", "y"), ("output[1]", "y"), ("hidden_grad[1]", "gradient of x")):
         with pytest.raises(oracle.OracleError, match=f"^{refused} of"):
@@ -69,6 +70,28 @@ def test_a_residual_alone_is_added_after_the_rounding() -> None:
     judge(call, y, grads, library=("hidden[0]", "output[1]", "hidden_grad[1]"))
     with pytest.raises(oracle.OracleError, match=r"^y of"):
         judge(call, y, grads, library=("hidden[0]", "hidden_grad[1]"))
+
+
+@pytest.mark.parametrize(("steps", "right"), [(1, True), (3, False)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_bias_may_be_added_to_the_rounded_product(dtype: str, steps: int, right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cuBLAS adds it where it has no kernel that does both; but nothing coarser than that."""
+    inner = library.product
+
+    def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, addend: torch.Tensor | None = None) -> None:
+        inner(a, b, out)
+        if addend is not None:
+            coarse = out.float()
+            coarse = coarse + (coarse.abs() * 2.0 ** (-8 if dtype == "bfloat16" else -11)) * (steps - 1)
+            out.copy_(coarse + addend.float())
+
+    monkeypatch.setattr(launch, "product", product)
+    spec = GATED.replace(dtype=dtype, epilogue=("residual",))
+    if right:
+        check_call(make_call(spec, (60,), 0))
+    else:
+        with pytest.raises(oracle.OracleError):
+            check_call(make_call(spec, (60,), 0))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
