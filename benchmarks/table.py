@@ -2,6 +2,8 @@
 
 python benchmarks/table.py benchmarks/results/forward-h200.json
 python benchmarks/table.py --floors benchmarks/results/forward-h200.json
+python benchmarks/table.py --decode benchmarks/results/decode-h200.json
+python benchmarks/table.py --host benchmarks/results/host-h200.json
 """
 
 from __future__ import annotations
@@ -49,6 +51,27 @@ def floors(path: Path) -> str:
     return "\n".join(lines)
 
 
+def decode(path: Path) -> str:
+    """A line an MLP, a column a number of rows: microseconds, and how many times as fast as eager PyTorch."""
+    rows = json.loads(path.read_text())["rows"].values()
+    counts = sorted({row["m"] for row in rows})
+    lines = ["| µs (eager PyTorch / mlpdsl) | " + " | ".join(f"M = {m}" for m in counts) + " |", "|---" * (1 + len(counts)) + "|"]
+    cells: dict[str, dict[int, str]] = {}
+    for name, row in json.loads(path.read_text())["rows"].items():
+        cells.setdefault(name.rpartition("-m")[0], {})[row["m"]] = f"{row['mlpdsl_us']:.3g} ({row['speedup']:.2f})"
+    lines += [f"| {name} | {' | '.join(found[m] for m in counts)} |" for name, found in cells.items()]
+    return "\n".join(lines)
+
+
+def host(path: Path) -> str:
+    """Host time of a call, in microseconds and in calls of F.linear."""
+    lines = ["| MLP, M = 1 | F.linear, µs | mlpdsl, µs | eager PyTorch, µs |", "|---|---|---|---|"]
+    for name, row in json.loads(path.read_text())["rows"].items():
+        linear, ours, eager = (row[who]["median_us"] for who in ("linear", "mlpdsl", "eager"))
+        lines.append(f"| {name} | {linear:.1f} | {ours:.1f} ({ours / linear:.2f}) | {eager:.1f} ({eager / linear:.2f}) |")
+    return "\n".join(lines)
+
+
 def calibration(result: dict[str, Any]) -> str:
     """A row a dtype: the largest error over its bound, and over kinds of MLP the least and largest factor 1 + ε that is refused."""
     lines = [
@@ -72,4 +95,5 @@ def _range(factors: list[float | None]) -> str:
 
 
 if __name__ == "__main__":
-    print(floors(Path(sys.argv[2])) if sys.argv[1] == "--floors" else table(Path(sys.argv[1])))
+    KINDS = {"--floors": floors, "--decode": decode, "--host": host}
+    print(KINDS[sys.argv[1]](Path(sys.argv[2])) if sys.argv[1] in KINDS else table(Path(sys.argv[1])))

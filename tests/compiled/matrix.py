@@ -72,7 +72,9 @@ SPECS = {
     "tiny-ieee": MLPSpec(dims=(1, 3, 1), activation="sigmoid", bias=True, epilogue=("leaky_relu", "scale")),
 }  # fmt: skip
 
-ROWS = {"swiglu-4096x14336": (4096, 16), "gated-everything": (4096, 1), "minilm-384x1536": (4096, 16), "odd": (4096, 1)}
+ROWS = {
+    "swiglu-4096x14336": (4096, 64, 16, 1), "gated-everything": (4096, 1), "minilm-384x1536": (4096, 1), "odd": (4096, 64, 1),
+}  # fmt: skip
 """How many rows a call has, where it is not 4096 alone."""
 
 REFUSED = {("tf32x3", chip): "tf32x3" for chip in ("gfx942", "gfx1100")} | {
@@ -152,7 +154,7 @@ def compile_case(case: Case) -> list[Row]:
 def expected(r: Resources, case: Case) -> str:
     """The instruction that the kernel's product has to use."""
     spec = SPECS[case.name]
-    if r.config is None or r.config.strategy == "library":
+    if r.config is None or r.config.strategy == "library" or r.config.block_m == 1:
         return "fma"
     if spec.dtype == "float32" and spec.precision == "ieee":
         return "mfma" if case.chip == "gfx942" else "fma"  # CDNA multiplies whole float32

@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
         ("table", "calibration-h200", "docs/verification.md"),
         ("floors", "forward-h200", "docs/performance.md"),
         ("floors", "training-h200", "docs/performance.md"),
+        ("decode", "decode-h200", "docs/performance.md"),
+        ("host", "host-h200", "docs/performance.md"),
     ],
 )
 def test_tables_are_those_of_the_result_files(kind: str, name: str, page: str) -> None:
