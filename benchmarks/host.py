@@ -86,7 +86,28 @@ def measure(spec: MLPSpec, options: argparse.Namespace, wait: Call) -> dict[str,
     row["by_c_launcher"] = kind is not None and kind.tape.direct
     if options.profile and row["by_c_launcher"]:
         row["profile_us"] = profile(kind, calls["mlpdsl"], x, params, options, wait)
+    if options.train:
+        row["train"] = train(ours, eager, x, params, options, wait)
     return row
+
+
+def train(ours: Call, eager: Call, x: Tensor, params: list[Tensor], options: argparse.Namespace, wait: Call) -> dict[str, Any]:
+    """A call and every gradient, of the host's time; and what of it the GPU had to be waited for, by the time with a wait at the end."""
+    leaves = [t.detach().requires_grad_() for t in (x, *params)]
+    found: dict[str, Any] = {}
+    steps: dict[str, Call] = {}
+    for name, function in (("mlpdsl", ours), ("eager", eager)):
+        grad = torch.randn_like(function(*leaves))
+        steps[name] = lambda f=function, g=grad: torch.autograd.grad(f(*leaves), leaves, g)
+    for name, times in interleaved(steps, options, wait).items():
+        found[name] = figures(times)
+    for name, step in steps.items():
+        begin = time.perf_counter_ns()
+        for _ in range(options.calls):
+            step()
+        wait()
+        found[name]["with_gpu_us"] = round((time.perf_counter_ns() - begin) / options.calls / 1e3, 2)
+    return found
 
 
 def profile(kind: Any, call: Call, x: Tensor, params: list[Tensor], options: argparse.Namespace, wait: Call) -> dict[str, Any]:
@@ -155,6 +176,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=200, help="calls of one stretch; launches beyond 1024 would wait for the GPU")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--profile", action="store_true", help="where a call's time goes")
+    parser.add_argument("--train", action="store_true", help="forward and backward as well")
     parser.add_argument("--device", default="cuda:0")
     options = parser.parse_args()
     import triton

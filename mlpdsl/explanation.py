@@ -54,7 +54,8 @@ class Explanation:
         lines = [f"{self.spec.short_name} at m={self.m} on {self.target}: {self.strategy} (configs: {self.source})"]
         for name, c in self.config.items():
             if c.strategy == "library":
-                lines.append(f"  {name:<18} torch's product, then blocks of {c.block_m}x{c.block_n}")
+                passes = name.startswith("hidden") or (name.startswith("output") and self.spec.epilogue)
+                lines.append(f"  {name:<18} torch's product" + (f", then blocks of {c.block_m}x{c.block_n}" if passes else ""))
                 continue
             few = "" if c.strategy == "two_stage" else f"{c.strategy}, "
             lines.append(
