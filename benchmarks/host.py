@@ -70,10 +70,10 @@ def tensors(spec: MLPSpec, device: str) -> tuple[Tensor, list[Tensor]]:
 
 def measure(spec: MLPSpec, options: argparse.Namespace, wait: Call) -> dict[str, Any]:
     x, params = tensors(spec, options.device)
-    weight = torch.randn(1024, 1024, device=options.device).bfloat16()
+    row_1024, weight = (torch.randn(n, 1024, device=options.device).bfloat16() for n in (1, 1024))
     ours, eager = mlpdsl.compile(spec, backend="triton"), mlpdsl.reference(spec)
     calls: dict[str, Call] = {
-        "linear": lambda: torch.nn.functional.linear(x, weight),
+        "linear": lambda: torch.nn.functional.linear(row_1024, weight),
         "mlpdsl": lambda: ours(x, *params),
         "eager": lambda: eager(x, *params),
     }
@@ -91,8 +91,16 @@ def measure(spec: MLPSpec, options: argparse.Namespace, wait: Call) -> dict[str,
     return row
 
 
-def train(ours: Call, eager: Call, x: Tensor, params: list[Tensor], options: argparse.Namespace, wait: Call) -> dict[str, Any]:
-    """A call and every gradient, of the host's time; and what of it the GPU had to be waited for, by the time with a wait at the end."""
+@torch.enable_grad()
+def train(
+    ours: Callable[..., Tensor],
+    eager: Callable[..., Tensor],
+    x: Tensor,
+    params: list[Tensor],
+    options: argparse.Namespace,
+    wait: Call,
+) -> dict[str, Any]:
+    """A call with every gradient: the host's time, and the time with the GPU's."""
     leaves = [t.detach().requires_grad_() for t in (x, *params)]
     found: dict[str, Any] = {}
     steps: dict[str, Call] = {}
