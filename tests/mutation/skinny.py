@@ -7,7 +7,7 @@ from tests.mutation.mutant import mutant
 __all__ = ["MUTANTS"]
 
 MUTANTS = [
-    mutant("one row: x's elements taken as dense", "gated_skinny plain_skinny", "hidden_row", ("ks * stride_x_k", "ks")),
+    mutant("one row: x's elements taken as dense", "plain_skinny", "hidden_row", ("ks * stride_x_k", "ks")),
     mutant("one row: x stepped through as if dense", "plain_skinny", "hidden_row", ("x_row += step * stride_x_k", "x_row += step")),
     mutant("one row: weights' columns taken as dense", "gated_skinny", "hidden_row",
            ("ks[None, :] * stride_weight_in", "ks[None, :]")),
@@ -34,6 +34,6 @@ MUTANTS = [
            ("(wide // BLOCK_N) * up_distance", "(wide // BLOCK_N) * 0")),
     mutant("few rows: summed in the spec's dtype", "plain_skinny", "hidden_skinny",
            ("weight.permute(0, 2, 1), sums)", "weight.permute(0, 2, 1), sums).to({dtype}).to(tl.float32)")),
-    mutant("few rows: a row too many stored", "plain_skinny", "output_skinny",
-           ("inside = (rows < M)", "inside = (rows < M + 1)")),
+    mutant("few rows: rows stored beyond M", "plain_skinny", "output_skinny",
+           ("inside = (rows < M)", "inside = (rows < BLOCK_M)")),
 ]  # fmt: skip
