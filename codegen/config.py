@@ -245,7 +245,7 @@ def interpreted_skinny(role: str, m: int, n: int, k: int) -> Config | None:
     if role not in ("hidden", "output") or m > SKINNY_ROWS:
         return None
     if m == 1:
-        return Config(1, 16, 32 if k > 64 else _power_of_two(k, 16, 64), num_stages=1, strategy="skinny")
+        return Config(1, 64, 32 if k > 64 else _power_of_two(k, 16, 64), num_stages=1, strategy="skinny")
     return Config(_padded(m), 32, 64, num_stages=1, splits=2 if k > 40 else 1, strategy="skinny")
 
 

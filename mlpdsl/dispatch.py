@@ -13,14 +13,12 @@ import torch
 
 from mlpdsl import source
 from mlpdsl.backends import BACKENDS, interpreting
-from mlpdsl.codegen import config
-from mlpdsl.codegen.lower import lower
-from mlpdsl.codegen.plan import Config, Plan, products
 from mlpdsl.errors import UnsupportedError
 from mlpdsl.spec import MLPSpec
 from mlpdsl.target import TARGETS, Target, detect, from_capability, parse_target
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported by the first call: a declaration decides nothing
+    from mlpdsl.codegen.plan import Config, Plan
     from mlpdsl.launch import Launch
     from mlpdsl.tape import Tapes
 
@@ -71,6 +69,8 @@ def target_of(device: torch.device) -> Target:
 @lru_cache(maxsize=4096)
 def plan_of(spec_json: str) -> Plan:
     """The plan of a spec given as JSON, for what does not depend on the target: shapes, what is saved, whose gradient is whose."""
+    from mlpdsl.codegen.lower import lower
+
     return lower(MLPSpec.from_json(spec_json), TARGETS[source.DEFAULT_TARGET])
 
 
@@ -96,6 +96,8 @@ def runner(spec_json: str, device: torch.device) -> Runner:
 
 @cache
 def _load(spec: MLPSpec, target: Target) -> tuple[Plan, ModuleType, Pick, Pick]:
+    from mlpdsl.codegen.lower import lower
+
     key, text, path = source.publish(spec, target, "triton")
     plan = lower(spec, target)
     return plan, BACKENDS["triton"].load(path, text, key), _picker(plan, False), _picker(plan, True)
@@ -152,6 +154,8 @@ def forget() -> None:
 
 def library_stages(spec_json: str, device: torch.device, rows: int, batch_invariant: bool = False) -> frozenset[str]:
     """The stages, named as in `explain(spec, m).config`, that the library multiplies for so many rows."""
+    from mlpdsl.codegen.plan import products
+
     run = runner(spec_json, device)
     pick = run.picker(batch_invariant)
     return frozenset(
@@ -163,13 +167,14 @@ def library_stages(spec_json: str, device: torch.device, rows: int, batch_invari
 
 def _picker(plan: Plan, batch_invariant: bool) -> Pick:
     """The config of each launch, remembered by shape."""
+    from mlpdsl.codegen.config import INVARIANT_ROWS
     from mlpdsl.launch import Launch
 
     known: dict[tuple[int, str, str, int, int, int], Launch] = {}
 
     def pick(role: str, path: str, m: int, n: int, k: int) -> Launch:
         ours = batch_invariant and role != "weight_grad"
-        shape = (generation, role, path, config.INVARIANT_ROWS if ours else m, n, k)
+        shape = (generation, role, path, INVARIANT_ROWS if ours else m, n, k)
         found = known.get(shape)
         if found is None:
             if len(known) >= 4096:  # a server that sees every batch size there is
@@ -182,6 +187,8 @@ def _picker(plan: Plan, batch_invariant: bool) -> Pick:
 
 def _decided(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_invariant: bool) -> Config:
     """What is forced, else a table's config or the rule's; interpreted, tiles for the interpreter."""
+    from mlpdsl.codegen import config
+
     ours = batch_invariant and role != "weight_grad"
     pinned = None if ours else _pinned.get((role, m, n, k))
     if pinned is not None:

@@ -214,7 +214,7 @@ def of_three(f: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor], Ten
     return lambda x, first, second: f(x, first, second) + 0.0 * x
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     expressions, st.sampled_from(["plain", "gated", "epilogue"]), st.sampled_from(DTYPES), st.booleans(), st.integers(0, 2**31 - 1)
 )

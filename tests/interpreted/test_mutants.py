@@ -40,7 +40,7 @@ def soonest(mutant: Mutant) -> tuple[int, str]:
 
 # Of the constants, which are much alike and take a sweep of a second or two each, every eighth; and none that takes many examples.
 TRIED = [
-    m for m in MUTANTS if m.name not in SURVIVORS and soonest(m)[0] <= 3 and (m not in CONSTANTS or CONSTANTS.index(m) % 8 == 0)
+    m for m in MUTANTS if m.name not in SURVIVORS and soonest(m)[0] <= 1 and (m not in CONSTANTS or CONSTANTS.index(m) % 8 == 0)
 ]
 
 
@@ -67,9 +67,9 @@ def test_every_text_is_still_there() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_correct_cases_pass(family: str) -> None:
-    tried, refused = gate.alarms(family, 4)
+    tried, refused = gate.alarms(family, 2)  # the full run has many more
     assert not refused
-    assert tried >= 5
+    assert tried >= 3
 
 
 def test_an_equal_kernel_survives() -> None:

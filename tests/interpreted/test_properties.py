@@ -38,7 +38,7 @@ def drawn(spec: MLPSpec | st.SearchStrategy[MLPSpec], most: int = 150, **fixed: 
     return some.flatmap(lambda lead: calls(spec, **{"lead": lead, "requires_grad": None, "pattern": "once", **fixed}))
 
 
-@settings(max_examples=100)
+@settings(max_examples=80)
 @given(call=drawn(specs(max_epilogues=4)))
 def test_any_spec_any_layout_any_values(call: Call) -> None:
     check_call(call)
