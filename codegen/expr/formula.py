@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection
 
+from . import syntax
 from .graph import ARITY, BOOLEAN, Expr, call, const, symbol, symbols, walk
 
 _INFIX = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2)}
@@ -68,7 +69,7 @@ def parse(text: str, names: Collection[str]) -> Expr:
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"a formula of {len(text)} characters; at most {MAX_CHARACTERS} are read")
     try:
-        body = ast.parse(text.strip()).body
+        body = syntax.module(text.strip()).body
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
         raise ValueError(f"not a formula: {text[:80]!r}") from error
     known = {name: symbol(name) for name in names}

@@ -10,6 +10,8 @@ import ast
 import re
 from collections.abc import Sequence
 
+from . import syntax
+
 BACKENDS = ("triton",)
 _ROOTS = ("tl", "libdevice")
 _EXTERN = re.compile(r"[a-z][a-z0-9_]{0,40}")
@@ -27,7 +29,7 @@ def checked(text: str, inputs: Sequence[str]) -> str:
     if len(text) > 10_000:
         raise ValueError(f"{len(text)} characters; at most 10000")
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        tree = syntax.expression(text.strip())
         canonical = ast.unparse(tree)
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
         raise ValueError(f"not one expression: {text[:80]!r}") from error
@@ -74,6 +76,6 @@ def filled(text: str, values: Sequence[str]) -> str:
 def _renamed(text: str, values: dict[str, str]) -> str:
     class Rename(ast.NodeTransformer):
         def visit_Name(self, node: ast.Name) -> ast.expr:
-            return ast.parse(values[node.id], mode="eval").body if node.id in values else node
+            return syntax.expression(values[node.id]).body if node.id in values else node
 
-    return ast.unparse(Rename().visit(ast.parse(text, mode="eval")))
+    return ast.unparse(Rename().visit(syntax.expression(text)))

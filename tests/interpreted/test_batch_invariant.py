@@ -37,7 +37,7 @@ ROWWISE = MLPSpec.from_json("""{
 ROWWISE_LAYOUTS = tuple(name for name in LAYOUTS if name not in ("expanded", "columns"))
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data(), seed=strategies.SEEDS)
 def test_rows_do_not_depend_on_their_batch(data: st.DataObject, seed: int) -> None:
     spec = data.draw(strategies.specs(max_epilogues=2))

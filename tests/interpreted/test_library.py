@@ -36,7 +36,7 @@ def _forced() -> Iterator[None]:
         yield
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(call=specs(max_epilogues=3).flatmap(
     lambda spec: leads().filter(lambda lead: 0 < math.prod(lead) <= 70).flatmap(lambda lead: calls(spec, lead=lead))
 ))  # fmt: skip

@@ -38,13 +38,13 @@ def drawn(spec: MLPSpec | st.SearchStrategy[MLPSpec], most: int = 150, **fixed: 
     return some.flatmap(lambda lead: calls(spec, **{"lead": lead, "requires_grad": None, "pattern": "once", **fixed}))
 
 
-@settings(max_examples=80)
+@settings(max_examples=60)
 @given(call=drawn(specs(max_epilogues=4)))
 def test_any_spec_any_layout_any_values(call: Call) -> None:
     check_call(call)
 
 
-@settings(max_examples=30)
+@settings(max_examples=18)
 @given(data=st.data(), seed=SEEDS)
 def test_gradients_say_something(data: st.DataObject, seed: int) -> None:
     """On calm values every gradient is far larger somewhere than what the oracle tolerates: these tests can fail."""
@@ -54,7 +54,7 @@ def test_gradients_say_something(data: st.DataObject, seed: int) -> None:
     assert min(verdict.strength.values()) > (4 if spec.precision == "tf32" else 30), verdict
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_parameters_used_in_place(data: st.DataObject) -> None:
     """Gate and up wherever they lie, in kernels with tensor descriptors and without."""
@@ -66,7 +66,7 @@ def test_parameters_used_in_place(data: st.DataObject) -> None:
     check_call(data.draw(drawn(spec, lead=lead, values="normal", x="dense", dy="dense")))
 
 
-@settings(max_examples=30)
+@settings(max_examples=18)
 @given(data=st.data(), call=drawn(specs(), most=20, values="normal"))
 def test_requires_grad_subsets(data: st.DataObject, call: Call) -> None:
     """Whatever is asked for comes, and equals what is computed when all is asked for; the rest stays None."""
@@ -87,7 +87,7 @@ def test_requires_grad_subsets(data: st.DataObject, call: Call) -> None:
             assert t.grad is None, name
 
 
-@settings(max_examples=30)
+@settings(max_examples=18)
 @given(call=drawn(specs(), most=33, values="normal"))
 def test_expanded_gradient(call: Call) -> None:
     """y.sum().backward() hands backward a gradient whose strides are all zero."""
@@ -103,7 +103,7 @@ def test_expanded_gradient(call: Call) -> None:
         oracle.check(t.grad, expected[name], f"gradient of {name} of {call.spec!r}")
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(call=drawn(specs(), most=100))
 def test_same_bits_every_time(call: Call) -> None:
     """Two runs, two backward passes over one retained graph, and a run without gradients give the same bits.
@@ -126,7 +126,7 @@ def test_same_bits_every_time(call: Call) -> None:
         assert same_bits(a, again[name]), name
 
 
-@settings(max_examples=30)
+@settings(max_examples=18)
 @given(data=st.data())
 def test_layouts_with_equal_values_agree(data: st.DataObject) -> None:
     """In float32, where every layout runs the same kernels, a strided view gives the bits of its contiguous copy."""

@@ -48,7 +48,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any],
     return heard
 
 
-@settings(max_examples=24)
+@settings(max_examples=16)
 @given(call=specs(max_epilogues=3).flatmap(
     lambda spec: leads().filter(lambda lead: 0 < math.prod(lead) <= 70).flatmap(lambda lead: calls(spec, lead=lead))
 ))  # fmt: skip

@@ -364,3 +364,23 @@ def test_every_intrinsic_folds(op: str, value: float) -> None:
         assert folded.op == "const" and folded.value == pytest.approx(want, rel=1e-12, abs=1e-15)
     else:
         assert folded.op != "const"
+
+
+def test_a_parser_that_another_thread_disturbs_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython 3.11 counts the depth of all threads' trees together, and raises SystemError for text that is right."""
+    import ast
+
+    from mlpdsl.codegen.expr import formula, syntax
+
+    real, failures = ast.parse, [SystemError("AST constructor recursion depth mismatch (before=60, after=53)")] * 3
+
+    def parse(*args: object, **words: object) -> ast.AST:
+        if failures:
+            raise failures.pop()
+        return real(*args, **words)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(syntax.ast, "parse", parse)
+    assert formula.to_text(formula.parse("x * 2.0", ["x"])) == "x * 2.0"
+    failures += [SystemError("for good")] * 10
+    with pytest.raises(SystemError, match="for good"):
+        formula.parse("x", ["x"])
