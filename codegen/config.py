@@ -173,7 +173,7 @@ def candidates(
     """Configs worth timing for one launch, each once, the usual one first; arguments as for `usual` and `library`.
 
     The library's product; every tile that registers and the target's shared memory allow, by estimate, where it is no larger than
-    the product asks for; and the rule's config with other groups, stages, residency and splits: ten to fifty.
+    the product asks for; and the rule's config with other groups, stages, residency and splits: ten to sixty.
     """
     first = usual(role, path, m, n, k, dtype=dtype, precision=precision, planes=planes, target=target)
     default = choose(role, path, m, n, k, dtype=dtype, planes=planes, target=target)
@@ -240,9 +240,9 @@ def interpreted(role: str, path: str, m: int, n: int, k: int, **_: object) -> Co
                   splits=2 if k > 64 else 1)  # fmt: skip
 
 
-def interpreted_skinny(role: str, m: int, n: int, k: int) -> Config | None:
+def interpreted_skinny(role: str, m: int, n: int, k: int, *, dtype: str, **_: object) -> Config | None:
     """Tiles of the strategy "skinny" for the interpreter; None where it has no kernel. Long sums are taken in steps, and shared."""
-    if role not in ("hidden", "output") or m > SKINNY_ROWS:
+    if role not in ("hidden", "output") or m > SKINNY_ROWS or (dtype == "float32" and m > 1):
         return None
     if m == 1:
         return Config(1, 64, 32 if k > 64 else _power_of_two(k, 16, 64), num_stages=1, strategy="skinny")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -194,27 +194,20 @@ def _decided(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_inv
     if pinned is not None:
         pinned[1].append(path)
         return pinned[0]
+    planes = 2 if plan.gated and role in ("hidden", "hidden_grad", "input_grad") else 1
+    words: dict[str, Any] = {"dtype": plan.dtype, "planes": planes, "target": plan.target}
     if _forced == "library" and not ours:  # whatever the path: which stages round their product must not depend on alignment
-        planes = 2 if plan.gated and role in ("hidden", "input_grad") else 1
         chosen = config.library(role, m, n, dtype=plan.dtype, planes=planes)
         if chosen is not None:
             return chosen
-    if _forced == "skinny" and not ours and (role not in ("hidden", "output") or m == 1 or plan.dtype != "float32"):
-        planes = 2 if plan.gated and role == "hidden" else 1
-        few = (
-            config.interpreted_skinny(role, m, n, k)
-            if interpreting()
-            else config.skinny(role, m, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
-        )
+    if _forced == "skinny" and not ours:
+        few = (config.interpreted_skinny if interpreting() else config.skinny)(role, m, n, k, **words)
         if few is not None:
             return few
     if interpreting():
-        planes = 2 if plan.gated and role == "hidden" else 1
-        rows = config.INVARIANT_ROWS if ours else m
-        return config.interpreted(role, path, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
+        return config.interpreted(role, path, config.INVARIANT_ROWS if ours else m, n, k, **words)
     if _forced == "generated" and not ours:
-        planes = 2 if plan.gated and role in ("hidden", "hidden_grad", "input_grad") else 1
-        return config.choose(role, path, m, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
+        return config.choose(role, path, m, n, k, **words)
     from mlpdsl import tables
 
     _tell_of_tuning(plan.target.name)
