@@ -66,7 +66,7 @@ def from_plain(content: Mapping[str, Any], where: str, epilogue: bool) -> Functi
     else:
         step = "Leave grads out to have them derived."
         raise SpecError(describe(f"{where}.grads", grads, f"{len(inputs)} formulas, by {', '.join(inputs)}", step))
-    texts = [formula.to_text(e) for e in (value, *partials)]
+    texts = [formula.to_text(e, inputs) for e in (value, *partials)]
     return Function(inputs, kinds, texts[0], tuple(texts[1:]), snippets)
 
 

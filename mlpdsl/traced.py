@@ -269,7 +269,7 @@ def _trace(
         )
         raise Refused(why, step, location(frozen))
     warning = _judge(frozen, derivative, inputs, [value, *partials], name, where) if checked else ""
-    texts = [formula.to_text(e) for e in (value, *partials)]
+    texts = [formula.to_text(e, inputs) for e in (value, *partials)]
     return Function(inputs, kinds, texts[0], tuple(texts[1:]), snippets, name, frozen, derivative), warning
 
 

@@ -23,13 +23,14 @@ _DEEP = 30
 """Levels of nesting after which an expression is named: Python's parser takes about 90."""
 
 
-def to_text(expr: Expr) -> str:
-    """The formula, with no more parentheses than it needs."""
+def to_text(expr: Expr, inputs: Collection[str] = ()) -> str:
+    """The formula, with no more parentheses than it needs. What it names on the way has none of the names of `inputs`, which may
+    be more than the expression depends on."""
     uses: dict[int, int] = {}
     for node in walk(expr):
         for a in node.args:
             uses[id(a)] = uses.get(id(a), 0) + 1
-    taken = symbols(expr)
+    taken = symbols(expr) | set(inputs)
     texts: dict[int, tuple[str, int, int]] = {}  # text, how tightly it binds, levels of nesting
     bindings: list[str] = []
     for node in walk(expr):

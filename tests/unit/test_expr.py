@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpdsl.codegen.emit import triton
+from mlpdsl.codegen.emit import functions, pallas, triton
 from mlpdsl.codegen.expr import formula, registered, stable
 from mlpdsl.codegen.expr.graph import (
     ARITY,
@@ -256,8 +256,9 @@ def test_small_constant_powers_are_products_and_roots() -> None:
 def test_floor() -> None:
     points = np.array([-1.5, -1.0, -0.0, 0.0, 0.99, 2.0, 1e30, math.inf, -math.inf, math.nan], dtype=np.float32)
     np.testing.assert_array_equal(evaluate(call("floor", X), points), np.floor(points))
-    assert triton._CALLS["floor"] == "tl.floor({})"
-    assert set(triton._CALLS) | set(triton._INFIX) == ELEMENTARY
+    assert triton._TRITON.calls["floor"] == "tl.floor({})"
+    for language in (triton._TRITON, pallas._JAX):
+        assert set(language.calls) | set(functions._INFIX) | set(functions._SIGNS) == ELEMENTARY
 
 
 @pytest.mark.parametrize("op", [*UNARY, *BINARY, "sin", "cos", "erf", "erfc", "tanh", "expm1", "softplus", "exp", "sqrt", "floor"])
@@ -384,3 +385,10 @@ def test_a_parser_that_another_thread_disturbs_is_asked_again(monkeypatch: pytes
     failures += [SystemError("for good")] * 10
     with pytest.raises(SystemError, match="for good"):
         formula.parse("x", ["x"])
+
+
+def test_what_a_formula_names_on_the_way_is_no_input() -> None:
+    """Found by a hostile spec: an operand called t1, on which the gradient of another operand does not depend."""
+    shared = formula.parse("exp(sin(x) * 3.0 + cos(x) / 7.0)", ["x"])
+    text = formula.to_text(shared * shared, ("x", "t1"))
+    assert text.startswith("t1001 = ") and formula.parse(text, ("x", "t1")) is shared * shared
