@@ -6,7 +6,7 @@ PYTHON ?= python3
 # the CPU names none, so triton is a range that holds the pins.
 TORCH ?= torch==2.13.0
 TRITON ?= triton>=3.6,<3.8
-EXTRAS ?= cli,dev,examples
+EXTRAS ?= cli,dev,examples,jax
 
 # Compiling takes most of the GPU tests' time: with pytest-xdist they share the machine's processors.
 WORKERS = $(shell $(PYTHON) -c 'import os, xdist; print("-n", min(24, os.cpu_count() or 1), "--maxschedchunk 1")' 2>/dev/null)
@@ -27,8 +27,8 @@ demo: $(STAMP) ## Run the demo: no GPU needed
 
 test: lint ## Lint, types, and every test that needs no GPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/interpreted
-	$(BIN)/python -m pytest -q -n 2 tests/unit tests/faults tests/compiled/test_examples.py
-	$(BIN)/python -m pytest -q tests/compiled --ignore tests/compiled/test_examples.py
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 tests/pallas
+	$(BIN)/python -m pytest -q -n 2 tests/unit tests/faults tests/compiled
 
 test-compiled: $(STAMP) ## Every kernel of 24 specs for six architectures, compiled only
 	$(BIN)/python -m tests.compiled.matrix

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from mlpdsl.errors import UnsupportedError
 from mlpdsl.function import Function
 from mlpdsl.names import EPILOGUE_OPERANDS
 from mlpdsl.spec import MLPSpec
@@ -18,9 +19,14 @@ _GRAD = symbol("grad")
 _TILE = symbol("tile")
 
 
+def lower(spec: MLPSpec, target: Target, language: str = "triton") -> Plan:
+    """The plan of `spec` on `target`; the same plan object for equal arguments. `language` is the one whose hand-written text goes
+    before a function's formulas. Raises `UnsupportedError` where a function has neither."""
+    return _lower(spec, target, language)
+
+
 @cache
-def lower(spec: MLPSpec, target: Target) -> Plan:
-    """The plan of `spec` on `target`; the same plan object for equal arguments."""
+def _lower(spec: MLPSpec, target: Target, language: str) -> Plan:
     return Plan(
         name=spec.short_name,
         spec_json=spec.to_json(),
@@ -28,8 +34,8 @@ def lower(spec: MLPSpec, target: Target) -> Plan:
         dtype=spec.dtype,
         precision=spec.precision,
         linears=_linears(spec),
-        hidden=_hidden(spec) if len(spec.dims) > 2 else None,
-        epilogue=_epilogue(spec),
+        hidden=_hidden(spec, language) if len(spec.dims) > 2 else None,
+        epilogue=_epilogue(spec, language),
     )
 
 
@@ -52,9 +58,12 @@ def _times(grad: Expr, by: Expr) -> Expr:
         return const(0.0) if by.is_const(0.0) else grad * by
 
 
-def expressions(function: Function) -> tuple[Expr, list[Expr]]:
+def expressions(function: Function, language: str = "triton") -> tuple[Expr, list[Expr]]:
     """Value and derivative by each input of a user's function, over its inputs; hand-written text goes before the formulas."""
-    texts = dict(function.snippets).get("triton")
+    texts = dict(function.snippets).get(language)
+    if not texts and not function.value:
+        reason = f"{function!r} is hand-written for {', '.join(dict(function.snippets))} and has no formula to print anew"
+        raise UnsupportedError(f"no text of a function for {language!r}", [reason])
     if texts:
         inputs = [symbol(name) for name in function.inputs]
         value, *partials = (handwritten(snippet.positional(text, function.inputs), inputs) for text in texts)
@@ -68,10 +77,10 @@ def text_of(function: Function) -> str:
     return function.value or dict(function.snippets)["triton"][0]
 
 
-def _hidden(spec: MLPSpec) -> Hidden:
+def _hidden(spec: MLPSpec, language: str) -> Hidden:
     act = spec.activation
     if isinstance(act, Function):
-        value, partials = expressions(act)
+        value, partials = expressions(act, language)
         text, name = text_of(act), "a function of your own"
         if len(act.inputs) == 2:
             return Hidden(text, act.inputs, value, tuple(_times(_GRAD, p) for p in partials))
@@ -93,10 +102,10 @@ def _hidden(spec: MLPSpec) -> Hidden:
     return Hidden(text, ("gate", "up"), at_gate * up, (by_gate, _GRAD * at_gate))
 
 
-def _entry(entry: object) -> tuple[Expr, Expr, dict[str, Expr]]:
+def _entry(entry: object, language: str) -> tuple[Expr, Expr, dict[str, Expr]]:
     """One epilogue entry over `tile` and its operands: value, d/d tile, and d/d operand by name."""
     if isinstance(entry, Function):
-        value, (by_tile, *others) = expressions(entry)
+        value, (by_tile, *others) = expressions(entry, language)
         return value, by_tile, dict(zip(entry.inputs[1:], others, strict=True))
     name = str(entry)
     if name == "residual":
@@ -117,14 +126,14 @@ def _entry_text(entry: object, of: str, index: int) -> str:
     return f"{entry}({of})"
 
 
-def _epilogue(spec: MLPSpec) -> Epilogue:
+def _epilogue(spec: MLPSpec, language: str) -> Epilogue:
     """Compose the entries forward, then apply the chain rule backward from `grad`."""
     value: Expr = _TILE
     text = "tile"
     steps = []
     notes = []
     for index, declared in enumerate(spec.epilogue):
-        entry = _entry(declared)
+        entry = _entry(declared, language)
         steps.append((value, entry))
         value = substitute(entry[0], {"tile": value})
         text = _entry_text(declared, text, index)

@@ -54,6 +54,8 @@ class TritonBackend:
     name = "triton"
 
     def supports(self, plan: Plan, target: Target) -> list[str]:
+        if target.kind not in ("cuda", "hip"):
+            return [f"Triton writes kernels for GPUs, and {target.name} is none; backend='pallas' is for it"]
         reasons = []
         if plan.dtype != "float32" and target.name == "sm_75":
             reasons.append(f"Triton writes no {plan.dtype} matrix instruction for sm_75")
@@ -93,6 +95,44 @@ class TritonBackend:
         return load(path, text, key)
 
 
+class PallasBackend:
+    """Generated Pallas kernels, in JAX: compiled for a TPU by Mosaic, or interpreted anywhere. `mlpdsl.jax.compile` runs them."""
+
+    name = "pallas"
+
+    def supports(self, plan: Plan, target: Target) -> list[str]:
+        if target.kind == "cpu":
+            return []
+        if target.kind != "tpu":
+            return [f"no Pallas kernels are written for {target.name}; backend='triton' has kernels for GPUs"]
+        reasons = []
+        if plan.dtype == "float16":
+            reasons.append(f"Mosaic loads no float16 on a TPU ({target.name}); bfloat16 does")
+        if plan.precision != "ieee":
+            reasons.append(f"a TPU has no tf32, which precision={plan.precision!r} asks for; precision='ieee' does")
+        return reasons
+
+    def runs_on(self, device: str) -> list[str]:
+        reasons = ["Pallas kernels are called from JAX, not with torch's tensors: mlpdsl.jax.compile(spec)"]
+        if importlib.util.find_spec("jax") is None:
+            reasons.append("jax is not installed: pip install 'mlpdsl[jax]'")
+        return reasons
+
+    def emit(self, plan: Plan, key: str) -> str:
+        import jinja2
+
+        from mlpdsl.codegen.emit import pallas
+        from mlpdsl.codegen.render import render
+        from mlpdsl.version import __version__
+
+        return render(pallas.TEMPLATE, pallas.emit(plan), key=key, version=__version__, jinja2_version=jinja2.__version__)
+
+    def load(self, path: Path, text: str, key: str) -> ModuleType:
+        from mlpdsl.loader import load
+
+        return load(path, text, key)
+
+
 class EagerBackend:
     """The reference itself: plain PyTorch operations, on any device. It writes no source."""
 
@@ -111,7 +151,7 @@ class EagerBackend:
         raise UnsupportedError("backend 'eager' has no source to load")
 
 
-BACKENDS: dict[str, Backend] = {b.name: b for b in (TritonBackend(), EagerBackend())}
+BACKENDS: dict[str, Backend] = {b.name: b for b in (TritonBackend(), PallasBackend(), EagerBackend())}
 """Every backend by name."""
 
 
@@ -157,7 +197,7 @@ def _triton_reasons(device: str, spec_json: str) -> list[str]:
 def _choose(requested: str | None, device: str, spec_json: str, interpreted: bool) -> str:
     if requested == "eager":
         return requested
-    reasons = _triton_reasons(device, spec_json)
+    reasons = BACKENDS["pallas"].runs_on(device) if requested == "pallas" else _triton_reasons(device, spec_json)
     if requested is not None and reasons:
         raise UnsupportedError(f"backend {requested!r} cannot run on {device}", reasons)
     if not reasons:

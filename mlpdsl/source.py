@@ -63,8 +63,8 @@ def source_text(spec: MLPSpec, target: Target, backend: str) -> tuple[str, str]:
     from mlpdsl.codegen.lower import lower
 
     key = source_key(spec, target, backend)
-    plan = lower(spec, target)
     chosen = backend_named(backend)
+    plan = lower(spec, target, backend)
     reasons = chosen.supports(plan, target)
     if reasons:
         raise UnsupportedError(f"backend {backend!r} cannot write {spec.short_name} for {target.name}", reasons)

@@ -22,17 +22,18 @@ VARIABLE = "MLPDSL_TARGET"
 
 @dataclass(frozen=True)
 class Target:
-    """One GPU architecture, as far as choosing and writing a kernel depends on it."""
+    """One architecture, as far as choosing and writing a kernel depends on it."""
 
     name: str
-    """The canonical name: "sm_90", "gfx942"."""
-    kind: Literal["cuda", "hip"]
+    """The canonical name: "sm_90", "gfx942", "tpu_v5e", "cpu"."""
+    kind: Literal["cuda", "hip", "tpu", "cpu"]
     arch: int | str
-    """What Triton calls the architecture: 90 for CUDA, "gfx942" for HIP."""
+    """What Triton calls the architecture: 90 for CUDA, "gfx942" for HIP; for a TPU what JAX calls it, "TPU v5 lite"."""
     warp_size: int
-    """Threads of one warp (CUDA) or wavefront (HIP): 32 or 64."""
+    """Threads of one warp (CUDA) or wavefront (HIP): 32 or 64; 1 elsewhere."""
     shared_memory: int
-    """Bytes of shared memory (LDS) that one block may use, the opt-in maximum where there is one."""
+    """Bytes of shared memory (LDS) that one block may use, the opt-in maximum where there is one; of a TPU's VMEM, what one kernel
+    gets unless it asks for more."""
     has_tma: bool
     """Whether there is a tensor memory accelerator (CUDA, sm_90 and newer)."""
 
@@ -61,15 +62,27 @@ _HIP = {
     "gfx1201": (32, 64 * 1024),
 }
 
+# As jax.Device.device_kind has them. 16 MiB of VMEM is the compiler's limit unless a kernel raises it; v6e's is 32.
+_TPU = {
+    "tpu_v4": ("TPU v4", 16 * 2**20),
+    "tpu_v5e": ("TPU v5 lite", 16 * 2**20),
+    "tpu_v5p": ("TPU v5", 16 * 2**20),
+    "tpu_v6e": ("TPU v6 lite", 32 * 2**20),
+}
+
 TARGETS: dict[str, Target] = {
     **{f"sm_{arch}": Target(f"sm_{arch}", "cuda", arch, 32, size, arch >= 90) for arch, size in _CUDA.items()},
     **{arch: Target(arch, "hip", arch, warp, size, False) for arch, (warp, size) in _HIP.items()},
+    **{name: Target(name, "tpu", arch, 1, size, False) for name, (arch, size) in _TPU.items()},
+    "cpu": Target("cpu", "cpu", "cpu", 1, 16 * 2**20, False),
 }
-"""Every target, by its canonical name."""
+"""Every target, by its canonical name. On "cpu" kernels are interpreted: a place to test them, for the backend "pallas"."""
 
 
 def _spellings(target: Target) -> list[str]:
-    if target.kind == "hip":
+    if target.kind == "tpu":
+        return [target.name, target.name.removeprefix("tpu_"), str(target.arch).lower()]
+    if target.kind != "cuda":
         return [target.name]
     arch = int(target.arch)
     # nvcc's own suffixes: "a" (this architecture only) since sm_90, "f" (its family) since sm_100.

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 import mlpdsl
 from mlpdsl import MLPSpec
 from mlpdsl.backends import backend_named
-from mlpdsl.codegen.lower import lower
+from mlpdsl.codegen.lower import _lower, lower
 from mlpdsl.names import ACTIVATIONS, EPILOGUE_OPERANDS
 from mlpdsl.source import source_key, source_text
 from mlpdsl.target import TARGETS
@@ -135,7 +135,7 @@ def test_rendered_text_is_whole_and_stable() -> None:
         assert keys[key] == spec.to_json() + target.name
         if seed % 10 == 0:
             again = MLPSpec.from_json(spec.to_json())
-            assert backend.emit(lower.__wrapped__(again, target), key) == text
+            assert backend.emit(_lower.__wrapped__(again, target, "triton"), key) == text
     assert len(keys) > 0.95 * EXAMPLES
 
 

@@ -198,7 +198,8 @@ def test_target() -> None:
         parse_target("sm_91")
     assert str(caught.value) == (
         "target: got 'sm_91'; allowed: 'sm_75', 'sm_80', 'sm_86', 'sm_89', 'sm_90', 'sm_100', 'sm_103', 'sm_120', "
-        "'sm_121', 'gfx90a', 'gfx942', 'gfx950', 'gfx1100', 'gfx1101', 'gfx1200', 'gfx1201'. Did you mean 'sm_90'?"
+        "'sm_121', 'gfx90a', 'gfx942', 'gfx950', 'gfx1100', 'gfx1101', 'gfx1200', 'gfx1201', "
+        "'tpu_v4', 'tpu_v5e', 'tpu_v5p', 'tpu_v6e', 'cpu'. Did you mean 'sm_90'?"
     )
 
 
