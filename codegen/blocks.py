@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from .plan import Plan
+from .plan import Config, Plan, products
 
 ROWS, LANES = 16, 128
 """A tile of 16-bit numbers; one of float32 has half the rows."""
@@ -36,6 +36,15 @@ def block(plan: Plan, role: str, M: int, N: int, K: int) -> tuple[int, int, int]
         else:
             break
     return m, n, k
+
+
+def configs(plan: Plan, rows: int) -> dict[str, Config]:
+    """The blocks of every product of a training step on so many rows, by "role[stage]"."""
+    found = {}
+    for role, i, m, n, k in products(plan, rows):
+        block_m, block_n, block_k = block(plan, role, m, n, k)
+        found[f"{role}[{i}]"] = Config(block_m, block_n, block_k, group_m=1, num_warps=1, num_stages=2, strategy="blocks")
+    return found
 
 
 def _fitted(size: int, most: int, step: int) -> int:

@@ -143,8 +143,8 @@ class Config:
     splits of K, persistent programs a multiprocessor, and how many registers a thread may take (0: as ptxas thinks best).
 
     `strategy` is "two_stage", a generated kernel with everything in its epilogue; "skinny", one for few rows (block_m 1: for one
-    row, else padded to block_m; there `splits` are groups of warps of one program); or "library": torch's product, and a
-    generated pass over its result in blocks of block_m rows and block_n columns.
+    row, else padded to block_m; there `splits` are groups of warps of one program); "library": torch's product, and a generated
+    pass over its result in blocks of block_m rows and block_n columns; or "blocks", those of a Pallas kernel.
     """
 
     block_m: int

@@ -160,6 +160,7 @@ def show(
     backward: bool | None = None,
     kernel: str | None = None,
     path: str | None = None,
+    backend: str = "triton",
 ) -> int:
     """Print what is generated for SPEC; needs no GPU.
 
@@ -169,6 +170,8 @@ def show(
     """
     import click
 
+    if backend != "triton" and stage != "source":
+        raise click.UsageError(f"--backend {backend} has no stage {stage}: its source is what it has.")
     if stage in ("source", "formulas"):
         for option, value in (("--m", m), ("--forward-only or --backward", backward), ("--path", path)):
             if value is not None:
@@ -185,7 +188,7 @@ def show(
         click.echo(formulas(declared), nl=False)
         return 0
     if stage == "source":
-        return _show_source(declared, target, kernel)
+        return _show_source(declared, target, kernel, backend)
     from mlpdsl.resources import resources
     from mlpdsl.source import DEFAULT_TARGET
 
@@ -208,12 +211,12 @@ def show(
     return 0 if all(r.fits for r in found) else 1
 
 
-def _show_source(spec: MLPSpec, target: str | None, kernel: str | None) -> int:
+def _show_source(spec: MLPSpec, target: str | None, kernel: str | None, backend: str) -> int:
     import click
 
     from mlpdsl.source import generate
 
-    made = generate(spec, target=target)
+    made = generate(spec, target=target, backend=backend)
     text = made.text if kernel is None else function_source(made.text, kernel)
     click.echo(f"mlpdsl: {made.path}{'' if os.path.exists(made.path) else ' (could not be written)'}", err=True)
     if not (sys.stdout.isatty() and _highlight(text)):
@@ -233,7 +236,7 @@ def _highlight(text: str) -> bool:
     return True
 
 
-def explain(spec: str, m: int, target: str | None = None) -> int:
+def explain(spec: str, m: int, target: str | None = None, backend: str = "triton") -> int:
     """Say what runs for SPEC on a number of rows, and why."""
     import click
 
@@ -242,7 +245,7 @@ def explain(spec: str, m: int, target: str | None = None) -> int:
     declared = read_spec(spec)
     from mlpdsl.explanation import explain
 
-    click.echo(str(explain(declared, m, target)))
+    click.echo(str(explain(declared, m, target, backend=backend)))
     return 0
 
 
@@ -270,6 +273,8 @@ def _commands() -> click.Group:
     spec = click.Argument(["spec"])
     rows = click.IntRange(min=1)
     target = click.Option(["--target"], metavar="NAME", help=f"{', '.join(TARGETS)}; default: this machine's, else sm_90.")
+    backend = click.Option(["--backend"], type=click.Choice(("triton", "pallas")), default="triton", show_default=True,
+                           help="pallas: kernels for JAX; target then by default tpu_v5e.")  # fmt: skip
     show_options: list[click.Parameter] = [
         spec,
         click.Option(["--stage"], type=click.Choice(STAGES), default="source", show_default=True),
@@ -278,9 +283,15 @@ def _commands() -> click.Group:
         click.Option(["--backward/--forward-only"], default=None, help="Compile every kernel (default), or forward's alone."),
         click.Option(["--kernel"], metavar="NAME", help="Only this kernel (stage source: any function of the file)."),
         click.Option(["--path"], type=click.Choice(("tma", "masked")), help="How kernels read memory; default: the target's best."),
+        backend,
     ]
-    explain_options: list[click.Parameter] = [spec, click.Option(["--m"], type=rows, metavar="ROWS", required=True), target]
-    group = click.Group(help="Declared MLPs, and the Triton kernels written for them.", context_settings={"max_content_width": 100})
+    explain_options: list[click.Parameter] = [
+        spec,
+        click.Option(["--m"], type=rows, metavar="ROWS", required=True),
+        target,
+        backend,
+    ]
+    group = click.Group(help="Declared MLPs, and the kernels written for them.", context_settings={"max_content_width": 100})
     click.version_option(__version__, prog_name="mlpdsl", message="%(prog)s %(version)s")(group)
     doctor_options: list[click.Parameter] = [
         click.Argument(["specs"], nargs=-1, metavar="[SPEC]..."),

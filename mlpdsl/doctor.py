@@ -5,8 +5,8 @@
     schema     1
     mlpdsl     the version
     status     the worst of all: "ok", "note" (worth knowing; nothing is broken) or "problem"
-    checks     a list of {name, status, found, next_step, details}, by name: python, mlpdsl, torch, triton, jinja2, numpy, pair,
-               devices, target, compiler, headers, environment, cache, triton_cache; next_step is "" where status is "ok"
+    checks     a list of {name, status, found, next_step, details}, by name: python, mlpdsl, torch, triton, jinja2, numpy, jax,
+               pair, devices, target, compiler, headers, environment, cache, triton_cache; next_step is "" where status is "ok"
     specs      such an object for each spec; its details are {spec, rows}, where rows has for each number of rows
                {m, device, target, backend, strategy, reasons, rejected}: reasons say why Triton does not run it ([] where it
                does), rejected the same of each other strategy, by name

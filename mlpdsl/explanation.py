@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 from mlpdsl.backends import BACKENDS
 from mlpdsl.ceilings import floor_us, known_gpu
+from mlpdsl.codegen import blocks
 from mlpdsl.codegen.config import INVARIANT_ROWS, SKINNY_ROWS, skinny
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, Plan, products
-from mlpdsl.errors import ShapeError, describe
+from mlpdsl.errors import ShapeError, UnsupportedError, describe
 from mlpdsl.spec import MLPSpec, check_rows, check_spec
 from mlpdsl.tables import Decision, Point, Product, Row, best_path, decide, find
-from mlpdsl.target import Target, detect, parse_target
+from mlpdsl.target import Target, detect
 
 __all__ = ["Explanation", "configs", "explain"]
 
@@ -53,6 +54,9 @@ class Explanation:
     def __str__(self) -> str:
         lines = [f"{self.spec.short_name} at m={self.m} on {self.target}: {self.strategy} (configs: {self.source})"]
         for name, c in self.config.items():
+            if c.strategy == "blocks":
+                lines.append(f"  {name:<18} blocks of {c.block_m}x{c.block_n}, {c.block_k} deep")
+                continue
             if c.strategy == "library":
                 passes = name.startswith("hidden") or (name.startswith("output") and self.spec.epilogue)
                 lines.append(f"  {name:<18} torch's product" + (f", then blocks of {c.block_m}x{c.block_n}" if passes else ""))
@@ -81,18 +85,23 @@ def configs(spec: MLPSpec, m: int, target: Target, batch_invariant: bool = False
     return {name: decision.config for name, decision in _decisions(spec, m, target, batch_invariant).items()}
 
 
-def explain(spec: MLPSpec, m: int, target: str | Target | None = None, *, batch_invariant: bool = False) -> Explanation:
+def explain(
+    spec: MLPSpec, m: int, target: str | Target | None = None, *, batch_invariant: bool = False, backend: str = "triton"
+) -> Explanation:
     """What `compile(spec, batch_invariant=…)` runs on `m` rows (1 or more) of a target (default: this machine's, else sm_90).
 
-    Raises `SpecError`, `ShapeError` for a bad m, `UnsupportedError` for an unknown target.
+    With backend="pallas", what `mlpdsl.jax.compile(spec)` runs (default: on a tpu_v5e). Raises `SpecError`, `ShapeError` for a bad
+    m, `UnsupportedError` for an unknown target.
     """
-    from mlpdsl.source import DEFAULT_TARGET
+    from mlpdsl.source import target_for
 
     check_spec(spec)
     rows = check_rows(m)
     if rows < 1:
         raise ShapeError(describe("m", m, "an integer, 1 or more", "Pass the number of rows of x."))
-    chosen = parse_target(target) if target is not None else detect() or parse_target(DEFAULT_TARGET)
+    chosen = target_for(backend, target)
+    if backend == "pallas":
+        return _explain_pallas(spec, rows, chosen)
     plan = lower(spec, chosen)
     reasons = BACKENDS["triton"].supports(plan, chosen)
     if reasons:
@@ -116,6 +125,17 @@ def explain(spec: MLPSpec, m: int, target: str | Target | None = None, *, batch_
         predicted_us=None if batch_invariant else _measured(points, forward, rows),
         gpu=gpu,
     )
+
+
+def _explain_pallas(spec: MLPSpec, m: int, target: Target) -> Explanation:
+    try:
+        plan = lower(spec, target, "pallas")
+        reasons = BACKENDS["pallas"].supports(plan, target)
+    except UnsupportedError as error:
+        reasons = list(error.reasons)
+    if reasons:
+        return Explanation(spec, m, target.name, "reference in jax.numpy", {}, "none", {"pallas": tuple(reasons)})
+    return Explanation(spec, m, target.name, "pallas", blocks.configs(plan, m), "heuristic")
 
 
 def _points(plan: Plan, m: int, batch_invariant: bool) -> dict[str, tuple[Row, Point] | None]:

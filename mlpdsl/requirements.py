@@ -23,6 +23,9 @@ PAIRS = (("2.11", "3.6"), ("2.13", "3.7"))
 RANGES = {"jinja2": ">=3.1", "torch": ">=2.11", "triton": ">=3.6"}
 """What pyproject.toml asks for, for where mlpdsl runs without being installed."""
 
+JAX = ">=0.9"
+"""What the extra `jax` asks for."""
+
 _MIN_PYTHON = (3, 10)
 _DISTRIBUTIONS = {"triton": ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm")}
 
@@ -106,7 +109,7 @@ def installed_version(name: str) -> str | None:
 
 
 def check_versions(installed: Installed) -> list[Check]:
-    """Python, mlpdsl, torch, triton, jinja2 and numpy."""
+    """Python, mlpdsl, torch, triton, jinja2, numpy and jax."""
     from mlpdsl.backends import interpreting
 
     python = platform.python_version()
@@ -119,7 +122,7 @@ def check_versions(installed: Installed) -> list[Check]:
     asked = ranges()
     checks += [_check_torch(installed, asked["torch"]), _check_triton(installed, asked["triton"])]
     checks.append(_check_version("jinja2", installed_version("jinja2"), asked["jinja2"]))
-    return [*checks, _check_numpy(installed, interpreting())]
+    return [*checks, _check_numpy(installed, interpreting()), _check_jax()]
 
 
 def _check_version(name: str, version: str | None, asked: str, **more: Any) -> Check:
@@ -176,6 +179,20 @@ def _check_numpy(installed: Installed, interpreting: bool) -> Check:
     found = f"{version or 'not installed'}; {reader} needs numpy{asked}"
     step = f"pip install 'numpy{asked}'" + ("" if interpreting else ", if you want to interpret kernels")
     return Check("numpy", "problem" if interpreting else "note", found, step, check.details)
+
+
+def _check_jax() -> Check:
+    """Only mlpdsl.jax needs it. What it can run on is told by the plugins that are installed: nothing is imported."""
+    version, asked = installed_version("jax"), JAX
+    details = {"version": version, "requires": asked}
+    if version is None:
+        return Check("jax", "ok", "not installed; only mlpdsl.jax needs it", "", details)
+    if not satisfies(version, asked):
+        found = f"{version}; mlpdsl.jax needs jax{asked}"
+        return Check("jax", "note", found, "pip install 'mlpdsl[jax]', to use mlpdsl.jax", details)
+    plugins = {"a GPU": ("jax-cuda13-plugin", "jax-cuda12-plugin", "jax-rocm7-plugin"), "a TPU": ("libtpu",)}
+    places = [place for place, names in plugins.items() if any(map(installed_version, names))]
+    return Check("jax", "ok", f"{version}, with plugins for {' and '.join(places) or 'the CPU alone'}", "", details)
 
 
 def check_pair(installed: Installed) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,13 +11,16 @@ from pathlib import Path
 from mlpdsl.cache import SourceCache, digest
 from mlpdsl.errors import UnsupportedError
 from mlpdsl.spec import MLPSpec, check_rows, check_spec
-from mlpdsl.target import Target, detect, parse_target
+from mlpdsl.target import VARIABLE, Target, detect, parse_target
 from mlpdsl.version import __version__
 
 __all__ = ["DEFAULT_TARGET", "Generated", "generate"]
 
 DEFAULT_TARGET = "sm_90"
 """What is generated for where there is no GPU to ask and no MLPDSL_TARGET."""
+
+DEFAULT_TPU = "tpu_v5e"
+"""What is generated for by the backend "pallas" where no target is named."""
 
 CACHE = SourceCache()
 """The process's cache of generated source; its root is looked up anew at each use."""
@@ -84,23 +88,38 @@ def ensure(spec: MLPSpec, target: Target, backend: str) -> None:
         publish(spec, target, backend)
 
 
+def target_for(backend: str, target: str | Target | None = None) -> Target:
+    """The target to write for: the one named, else MLPDSL_TARGET, else this machine's GPU for "triton" and a TPU for "pallas".
+
+    Raises `SpecError` for a name that is no backend's, `UnsupportedError` for one that is no target's.
+    """
+    from mlpdsl.backends import backend_named
+
+    if backend_named(backend).name != "pallas":
+        return parse_target(target) if target is not None else detect() or parse_target(DEFAULT_TARGET)
+    named = os.environ.get(VARIABLE, "").strip()
+    return parse_target(target if target is not None else named or DEFAULT_TPU)
+
+
 def generate(spec: MLPSpec, target: str | Target | None = None, m: int | None = None, backend: str = "triton") -> Generated:
     """Write the source for `spec` without running it; needs no GPU, only jinja2.
 
-    `target` is an architecture ("sm_90", "gfx942"; default: this machine's, else sm_90). With `m`, the number of rows, the
-    result also has `configs.json`: the tile sizes each kernel would get. Raises `SpecError`,
+    `target` is an architecture ("sm_90", "gfx942"; default: this machine's, else sm_90; for the backend "pallas" "tpu_v5e"). With
+    `m`, the number of rows, the result also has `configs.json`: the tile sizes each kernel would get. Raises `SpecError`,
     `ShapeError` for a bad m, `UnsupportedError`.
     """
 
     check_spec(spec)
-    chosen = parse_target(target) if target is not None else detect() or parse_target(DEFAULT_TARGET)
+    chosen = target_for(backend, target)
     rows = None if m is None else check_rows(m)
     key, text, path = publish(spec, chosen, backend)
     files = {"kernel.py": text}
     if rows is not None:
         import json
 
+        from mlpdsl.codegen import blocks, lower
         from mlpdsl.explanation import configs
 
-        files["configs.json"] = json.dumps({k: c.to_dict() for k, c in configs(spec, rows, chosen).items()}, indent=1) + "\n"
+        found = blocks.configs(lower.lower(spec, chosen, backend), rows) if backend == "pallas" else configs(spec, rows, chosen)
+        files["configs.json"] = json.dumps({k: c.to_dict() for k, c in found.items()}, indent=1) + "\n"
     return Generated(files, key, path)

@@ -135,6 +135,18 @@ def _varying_alike(arrays: Sequence[Any]) -> list[Any]:
     return [jax.lax.pcast(a, tuple(axes - varying(a)), to="varying") if axes - varying(a) else a for a in arrays]
 
 
+def _once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which refuses to be differentiated further."""
+    guarded = jax.custom_jvp(function)
+
+    @guarded.defjvp
+    def refuse(primals: Any, tangents: Any) -> Any:
+        reason = "generated kernels have a first derivative, in reverse; mlpdsl.jax.reference(spec) has them all"
+        raise UnsupportedError("a second derivative of a function of mlpdsl.jax.compile", [reason])
+
+    return guarded
+
+
 def _differentiable(module: ModuleType, blocks: Callable[..., Any], interpret: bool) -> Callable[..., Any]:
     """`call(x, params, operands)` for x (M, d_in) and operands of two dimensions, with the generated backward."""
 
@@ -142,13 +154,21 @@ def _differentiable(module: ModuleType, blocks: Callable[..., Any], interpret: b
     def call(x: Any, params: tuple[Any, ...], operands: tuple[Any, ...]) -> Any:
         return module.forward(x, params, operands, False, blocks, interpret)[0]
 
+    @_once
+    def keeping(x: Any, params: tuple[Any, ...], operands: tuple[Any, ...]) -> Any:
+        return module.forward(x, params, operands, True, blocks, interpret)
+
+    @_once
+    def gradients(grad: Any, x: Any, params: tuple[Any, ...], operands: tuple[Any, ...], saved: list[Any]) -> Any:
+        return module.backward(grad, x, params, operands, saved, blocks, interpret)
+
     def forward(x: Any, params: tuple[Any, ...], operands: tuple[Any, ...]) -> Any:
-        y, saved = module.forward(x, params, operands, True, blocks, interpret)
+        y, saved = keeping(x, params, operands)
         return y, (x, params, operands, saved)
 
     def backward(kept: Any, grad: Any) -> Any:
         x, params, operands, saved = kept
-        x_grad, param_grads, operand_grads = module.backward(grad, x, params, operands, saved, blocks, interpret)
+        x_grad, param_grads, operand_grads = gradients(grad, x, params, operands, saved)
         params_found = tuple(g.astype(p.dtype) for g, p in zip(param_grads, params, strict=True))
         return x_grad, params_found, tuple(g.astype(o.dtype) for g, o in zip(operand_grads, operands, strict=True))
 

@@ -92,6 +92,22 @@ def test_one_function_of_the_source(run: Run) -> None:
     assert "'output_tma'" in message(run("show", JSON, "--kernel", "output_tm", "--target", "sm_90"))
 
 
+def test_another_backend(run: Run) -> None:
+    status, out, err = run("show", JSON, "--backend", "pallas")
+    assert status == 0 and "-tpu_v5e-" in err and "pl.pallas_call(" in out and "triton" not in out
+    assert out == mlpdsl.generate(SPEC, backend="pallas").text
+    status, out, _ = run("show", JSON, "--backend", "pallas", "--target", "cpu", "--kernel", "hidden_kernel")
+    assert status == 0 and out.startswith("def hidden_kernel(")
+    status, out, _ = run("explain", JSON, "--m", "100", "--backend", "pallas", "--target", "v4")
+    assert status == 0 and "on tpu_v4: pallas" in out and "hidden[0]          blocks of 100x128, 64 deep" in out
+    half = SPEC.replace(dtype="float16").to_json()
+    status, out, _ = run("explain", half, "--m", "100", "--backend", "pallas")
+    assert status == 0 and "reference in jax.numpy" in out and "not pallas: Mosaic loads no float16" in out
+    assert run("show", half, "--backend", "pallas")[0] == 2
+    status, _, err = run("show", JSON, "--backend", "pallas", "--stage", "ptx")
+    assert status == 2 and "--backend pallas has no stage ptx" in err
+
+
 def test_explain(run: Run) -> None:
     status, out, err = run("explain", JSON, "--m", "16", "--target", "sm_80")
     assert (status, out, err) == (0, f"{mlpdsl.explain(SPEC, 16, 'sm_80')}\n", "")

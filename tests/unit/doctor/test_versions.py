@@ -31,6 +31,23 @@ def test_the_pairs_are_those_of_the_readme() -> None:
     assert re.findall(r"torch (\S+) with triton (\S+)", line) == list(requirements.PAIRS)
 
 
+@pytest.mark.parametrize(
+    ("installed", "status", "said"),
+    [
+        ({}, "ok", "not installed; only mlpdsl.jax needs it"),
+        ({"jax": "0.4.38"}, "note", f"0.4.38; mlpdsl.jax needs jax{requirements.JAX}"),
+        ({"jax": "0.10.2"}, "ok", "0.10.2, with plugins for the CPU alone"),
+        ({"jax": "0.11.2", "jax-cuda13-plugin": "0.11.2", "libtpu": "0.0.52"}, "ok", "0.11.2, with plugins for a GPU and a TPU"),
+    ],
+)
+def test_jax(monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], status: str, said: str) -> None:
+    monkeypatch.setattr(requirements, "installed_version", installed.get)
+    found = requirements._check_jax()
+    assert (found.name, found.status, found.found) == ("jax", status, said)
+    assert bool(found.next_step) == (status == "note")
+    assert f'jax = ["jax{requirements.JAX}"]' in (ROOT / "pyproject.toml").read_text()
+
+
 def test_the_ranges_come_from_the_metadata_where_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [
         "jinja2>=3.2",

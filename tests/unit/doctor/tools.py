@@ -16,7 +16,7 @@ SPEC = MLPSpec(dims=(64, 128, 64), activation="silu", gated=True, dtype="bfloat1
 H200 = Device("NVIDIA H200", "9.0", 141 * 2**30)
 T4 = Device("Tesla T4", "7.5", 16 * 2**30)
 MI300 = Device("AMD Instinct MI300X", "gfx942:sramecc+:xnack-", 192 * 2**30)
-NAMES = ["python", "mlpdsl", "torch", "triton", "jinja2", "numpy", "pair", "devices", "target", "compiler", "headers"]
+NAMES = ["python", "mlpdsl", "torch", "triton", "jinja2", "numpy", "jax", "pair", "devices", "target", "compiler", "headers"]
 NAMES += ["environment", "cache", "triton_cache"]
 
 
