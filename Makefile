@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(firstword $(shell printf '%s' '$(TORCH) $(TRITON) $(EXTRAS)' | cksum))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-compiled test-faults test-mutants test-gpu test-gpu-2 sanitize lint format clean
+.PHONY: help demo test test-compiled test-tpu test-faults test-mutants test-gpu test-gpu-2 sanitize lint format clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -32,6 +32,10 @@ test: lint ## Lint, types, and every test that needs no GPU
 
 test-compiled: $(STAMP) ## Every kernel of 24 specs for six architectures, compiled only
 	$(BIN)/python -m tests.compiled.matrix
+
+test-tpu: $(STAMP) ## Every spec compiled for four TPUs, without one: libtpu is a download of 130 MB
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/libtpu --no-deps libtpu
+	JAX_PLATFORMS=cpu PYTHONPATH=$(VENV)/libtpu $(BIN)/python -m tests.pallas.tpu
 
 test-faults: $(STAMP) ## All that can happen to the caches, in full: 15 minutes; as root it mounts a small file system
 	MLPDSL_TEST_FAULTS=full $(BIN)/python -m pytest -q tests/faults

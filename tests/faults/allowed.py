@@ -20,9 +20,14 @@ _SNIPPET = {"sigmoid", "tanh", "libdevice", "math"}
 _OPERANDS = ("operand0", "residual", "layer_scale", "scale")
 _FORMS = (
     "{}", "{}_ptr", "{}_desc", "{}_tile", "{}_row", "{}_rows", "{}_column", "{}_row_ptr", "{}_rows_ptr", "{}_sum", "{}_grad",
-    "{}_grad_ptr", "{}_grad_desc", "{}_grad_tile", "stride_{}_m", "stride_{}_n", "stride_{}_grad_m", "stride_{}_grad_n",
+    "{}_ref", "{}_grad_ptr", "{}_grad_desc", "{}_grad_tile", "stride_{}_m", "stride_{}_n", "stride_{}_grad_m", "stride_{}_grad_n",
 )  # fmt: skip
 _IMPORTS = {"import torch", "import triton", "import triton.language as tl", "from mlpdsl import launch"}
+_IMPORTS |= {
+    "import functools", "import jax.numpy as jnp", "from jax import lax", "from jax.experimental import pallas as pl",
+    "from jax.experimental.pallas import tpu as pltpu", "from mlpdsl.jax.launch import like",
+    "ORDER = pltpu.CompilerParams(dimension_semantics=('parallel', 'parallel', 'arbitrary'))",
+}  # fmt: skip
 _LIBDEVICE = "from triton.language.extra import libdevice"
 
 
@@ -94,12 +99,12 @@ class AllowList:
         value = node.value
         if isinstance(value, str):
             return [] if document or value in self.texts else [f"text {value[:60]!r}"]
-        if isinstance(value, bool | None) or (isinstance(value, int | float) and math.isfinite(value)):
+        if isinstance(value, bool | None | types.EllipsisType) or (isinstance(value, int | float) and math.isfinite(value)):
             return []
         return [f"constant {value!r:.60}"]
 
 
-_DECORATOR = re.compile(r"triton\.jit(\(do_not_specialize=\[('\w+'(, )?)+\]\))?")
+_DECORATOR = re.compile(r"triton\.jit(\(do_not_specialize=\[('\w+'(, )?)+\]\))?|pl\.when\(step == (0|steps - 1)\)")
 
 
 def _documents(tree: ast.Module) -> set[int]:

@@ -25,7 +25,9 @@ from mlpdsl.names import ACTIVATIONS, ALIASES
 from mlpdsl.target import TARGETS
 from tests.faults.allowed import AllowList, Watch
 
-GPUS = sorted(name for name, target in TARGETS.items() if target.kind in ("cuda", "hip"))
+BACKENDS = {name: "triton" if target.kind in ("cuda", "hip") else "pallas" for name, target in TARGETS.items()}
+"""Who writes for each target."""
+
 SECONDS = 20
 """For one spec; a machine shared by many is slow, and what hangs does so for good."""
 
@@ -222,7 +224,7 @@ def outcome(declare: Callable[[], MLPSpec], target: str, allowed: AllowList) -> 
     """What became of one spec, and what is wrong with that."""
     try:
         spec = declare()
-        made = generate(spec, target=target)
+        made = generate(spec, target=target, backend=BACKENDS[target])
     except MLPError as error:
         str(error).encode("utf-8", "surrogatepass")
         return type(error).__name__, []
@@ -238,7 +240,8 @@ def main(count: int, root: Path, first: int = 0) -> dict[str, Any]:
     sys.dont_write_bytecode = True
     allowed, watch = AllowList(), Watch(root)
     for text in LATE:
-        outcome(lambda text=text: MLPSpec.from_json(text), "sm_90", allowed)  # what is imported late is imported now
+        for target in ("sm_90", "cpu"):
+            outcome(lambda text=text: MLPSpec.from_json(text), target, allowed)  # what is imported late is imported now
     counted: Counter[str] = Counter()
     wrong: list[str] = []
     slowest = 0.0
@@ -250,7 +253,7 @@ def main(count: int, root: Path, first: int = 0) -> dict[str, Any]:
     for seed in range(first, first + count):
         mill = Mill(seed, hostility=(0.0, 0.1, 0.3, 0.6)[seed % 4])
         kind = ("json", "constructor")[seed // 4 % 2]
-        target = mill.random.choice(GPUS)
+        target = mill.random.choice(sorted(BACKENDS))
         if kind == "json":
             text = mill.json()
             declare = lambda text=text: MLPSpec.from_json(text)  # noqa: E731

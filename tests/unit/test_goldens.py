@@ -48,6 +48,17 @@ FILES = {
     ),
     "functions-bf16-sm_90": ("sm_90", MLPSpec.from_json(FUNCTIONS)),
     "gated-bf16-sm_80": ("sm_80", MLPSpec(dims=(512, 1024, 512), activation="silu", gated=True, dtype="bfloat16")),
+    "gated-bias-epilogue-bf16-tpu_v5e": (
+        "tpu_v5e",
+        MLPSpec(dims=(512, 1024, 512), activation="silu", gated=True, bias=True, dtype="bfloat16",
+                epilogue=("layer_scale", "residual")),
+    ),
+    "deep-relu-bias-fp32-tpu_v5e": ("tpu_v5e", MLPSpec(dims=(64, 128, 96, 128, 10), activation="relu", bias=True)),
+    "single-epilogue-bf16-tpu_v5e": (
+        "tpu_v5e",
+        MLPSpec(dims=(1024, 256), activation="identity", dtype="bfloat16", epilogue=("gelu", "scale", "residual")),
+    ),
+    "functions-bf16-tpu_v5e": ("tpu_v5e", MLPSpec.from_json(FUNCTIONS)),
 }  # fmt: skip
 
 files = pytest.mark.parametrize("name", FILES)
@@ -55,7 +66,7 @@ files = pytest.mark.parametrize("name", FILES)
 
 def text_of(name: str) -> str:
     target, spec = FILES[name]
-    return generate(spec, target=target).text
+    return generate(spec, target=target, backend="pallas" if target.startswith("tpu") else "triton").text
 
 
 def normalised(text: str) -> str:
