@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlpdsl.codegen.plan import Linear, Plan
@@ -28,6 +29,11 @@ class Stage:
     linear: Linear
 
     @property
+    def kept(self) -> str:
+        """The slice of what forward saved that holds this stage's preactivations."""
+        return f"{self.index * self.linear.planes}:{(self.index + 1) * self.linear.planes}"
+
+    @property
     def weights(self) -> str:
         return _tuple(f"params[{i}]" for i in self.linear.weights)
 
@@ -36,8 +42,8 @@ class Stage:
         return _tuple(f"params[{i}]" for i in self.linear.biases)
 
 
-def _tuple(items: object) -> str:
-    texts = list(items)  # type: ignore[call-overload]
+def _tuple(items: Iterable[str]) -> str:
+    texts = list(items)
     return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
 
 
@@ -51,9 +57,14 @@ class Module:
     stages: tuple[Stage, ...]
 
     @property
-    def hidden_inputs(self) -> tuple[str, ...]:
-        """What the activation reads: ("x",) or ("gate", "up")."""
-        return self.plan.hidden.inputs if self.plan.hidden else ()
+    def parameters(self) -> int:
+        """How many parameters there are."""
+        return sum(len(stage.linear.weights) + len(stage.linear.biases) for stage in self.stages)
+
+    @property
+    def indexes_zero(self) -> bool:
+        """Whether some block is the first on an axis whatever the tile: of a bias, or of an operand smaller than a tile."""
+        return self.plan.bias or any(o.kind != "tile" for o in self.operands)
 
     @property
     def keeps_tile(self) -> bool:

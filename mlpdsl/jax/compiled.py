@@ -50,7 +50,8 @@ def compile(
     `backend` is "pallas", "reference" (plain `jax.numpy`) or None: Pallas where it can, else the reference, with one line in the
     log that says why. `target` names the architecture ("tpu_v5e", "sm_90"; default: JAX's first device, asked at the first call):
     with it, code is lowered for machines that are not here, as `jax.export` does. With `interpret`, Pallas interprets the kernels,
-    on any device: slow, to test them; the target is then "cpu" unless given.
+    on any device: slow, to test them; the target is then "cpu" unless given. Interpreted, and by the reference, float32 is
+    multiplied as "ieee" whatever `precision` says.
 
     Raises `SpecError`; `UnsupportedError`, with every reason, where Pallas was asked for and cannot; the function, `ShapeError`.
     """
@@ -86,11 +87,16 @@ def _reasons(spec: MLPSpec, target: Target, interpret: bool) -> list[str]:
     return BACKENDS["pallas"].supports(plan, target)
 
 
+def _unknown_device() -> str:
+    device = jax.devices()[0]
+    return f"mlpdsl knows no target like JAX's first device, {device.device_kind!r} ({device.platform})"
+
+
 @functools.lru_cache(maxsize=1024)
 def _chosen(spec: MLPSpec, backend: str | None, known: Target | None, interpret: bool) -> Callable[..., Any]:
     """The function that runs: of generated kernels, or the reference."""
     target = known or target_here()
-    reasons = ["mlpdsl knows no target like JAX's first device"] if target is None else _reasons(spec, target, interpret)
+    reasons = [_unknown_device()] if target is None else _reasons(spec, target, interpret)
     if target is not None and not reasons:
         return _kernels(spec, target, interpret)
     if backend == "pallas":
@@ -121,6 +127,9 @@ def _kernels(spec: MLPSpec, target: Target, interpret: bool) -> Callable[..., An
         shapes = {"tile": (-1, spec.d_out), "row": (-1, 1), "column": (1, -1), "scalar": (1, 1)}
         flat = [o.reshape(shapes[kind]) for o, kind in zip(operands.values(), kinds, strict=True)]
         arrays = _varying_alike([x.reshape(-1, spec.d_in), *params, *flat])
+        if not isinstance(arrays[0].shape[0], int):
+            reason = f"blocks follow the number of rows, which is symbolic here: {arrays[0].shape[0]}"
+            raise UnsupportedError("Pallas kernels for a symbolic batch", [reason])
         if arrays[0].shape[0] == 0:
             return jnp.zeros((*lead, spec.d_out), x.dtype)
         count = 1 + len(params)

@@ -3,7 +3,7 @@
     pip install libtpu; JAX_PLATFORMS=cpu python -m tests.pallas.tpu
 
 libtpu compiles for a chip that is described and not there: Mosaic refuses what it cannot lay out, and what VMEM does not hold. A
-case is a spec on a chip with a number of rows, forward alone and a training step. Specs whose dtype or precision a TPU has not are
+case is a spec on a chip with a number of rows. Specs whose dtype or precision a TPU has not are
 compiled in the nearest that it has, and named so.
 """
 
@@ -16,11 +16,12 @@ import sys
 import time
 from datetime import date
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-# libtpu would ask a metadata server where it is.
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+# libtpu would ask a metadata server where it is, and wants to be alone on a machine.
+os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,11 @@ from tests.compiled.matrix import SPECS
 CHIPS = {"tpu_v4": "v4:2x2x1", "tpu_v5e": "v5e:2x2", "tpu_v5p": "v5p:2x2x1", "tpu_v6e": "v6e:2x2"}
 """Targets, and a slice of each as libtpu describes one."""
 
-ROWS = (1, 77, 4096)
+CALLS = ((1, False), (77, True), (4096, True))
+"""Rows, and whether it is a training step or forward alone."""
+
+WIDE = "gated-everything in bfloat16"
+"""The spec that is compiled under jax_enable_x64 as well."""
 
 
 def specs() -> dict[str, MLPSpec]:
@@ -82,16 +87,16 @@ def main(path: Path) -> int:
     for target, described in CHIPS.items():
         slice_ = topologies.get_topology_desc(platform="tpu", topology_name=described)
         sharding = jax.sharding.SingleDeviceSharding(slice_.devices[0])
-        for name, spec in specs().items():
-            for m in ROWS:
-                for backward in (False, True):
-                    case = f"{name}, {target}, m={m}, {'training step' if backward else 'forward'}"
-                    try:
-                        kernels, seconds = compiled(spec, target, m, backward, sharding)
-                        rows.append([name, target, m, backward, kernels, round(seconds, 2)])
-                    except Exception as error:
-                        rows.append([name, target, m, backward, 0, None])
-                        wrong.append(f"{case}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")
+        named = {**specs(), f"{WIDE} under x64": specs()[WIDE]}
+        for (name, spec), (m, backward) in product(named.items(), CALLS):
+            try:
+                with jax.enable_x64(name.endswith("x64")):
+                    kernels, seconds = compiled(spec, target, m, backward, sharding)
+                rows.append([name, target, m, backward, kernels, round(seconds, 2)])
+            except Exception as error:
+                rows.append([name, target, m, backward, 0, None])
+                case = f"{name}, {target}, m={m}, {'training step' if backward else 'forward'}"
+                wrong.append(f"{case}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")
     refused = {}
     for name, spec in SPECS.items():
         try:

@@ -58,6 +58,7 @@ FILES = {
         "tpu_v5e",
         MLPSpec(dims=(1024, 256), activation="identity", dtype="bfloat16", epilogue=("gelu", "scale", "residual")),
     ),
+    "gated-bf16-tpu_v5e": ("tpu_v5e", MLPSpec(dims=(512, 1024, 512), activation="silu", gated=True, dtype="bfloat16")),
     "functions-bf16-tpu_v5e": ("tpu_v5e", MLPSpec.from_json(FUNCTIONS)),
 }  # fmt: skip
 
