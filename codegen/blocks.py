@@ -1,4 +1,4 @@
-"""The blocks of a Pallas kernel on a TPU: a rule, from the shape of a product and what VMEM holds.
+"""The blocks of a Pallas kernel: a rule, from the shape of a product and, on a TPU, what VMEM holds.
 
 A block's last two dimensions must be multiples of (8, 128), or the whole of the array. What lies beyond an array's end is never
 stored and is set to zero where it is summed over, so any shape goes. A pipeline keeps two blocks of every input and output.
@@ -20,6 +20,10 @@ _LARGEST = {"rows": 512, "columns": 512, "sum": 1024}
 def block(plan: Plan, role: str, M: int, N: int, K: int) -> tuple[int, int, int]:
     """Rows, columns and depth of the blocks of the product (M, K) times (K, N) in a role: "hidden", "output", "hidden_grad",
     "input_grad" or "weight_grad". Positive sizes."""
+    if plan.target.kind == "cuda":
+        # One warpgroup holds 64 columns of accumulators a thread at most: a gated tile has two.
+        wide = M % 128 == 0 and not (role == "hidden" and plan.gated)
+        return 128 if wide else 64, 128 if N % 128 == 0 else 64, 64
     # The gradient of a weight sums over the batch, which is then not the last dimension of any block.
     along_m = LANES if role == "weight_grad" else ROWS
     along_k = ROWS if role in ("weight_grad",) else LANES
@@ -41,7 +45,10 @@ def block(plan: Plan, role: str, M: int, N: int, K: int) -> tuple[int, int, int]
 def configs(plan: Plan, rows: int) -> dict[str, Config]:
     """The blocks of every product of a training step on so many rows, by "role[stage]"."""
     found = {}
-    for role, i, m, n, k in products(plan, rows):
+    padded = -(-rows // 64) * 64 if plan.target.kind == "cuda" else rows
+    for role, i, m, n, k in products(plan, padded):
+        if plan.target.kind == "cuda" and role not in ("hidden", "output"):
+            continue  # XLA's own product
         block_m, block_n, block_k = block(plan, role, m, n, k)
         found[f"{role}[{i}]"] = Config(block_m, block_n, block_k, group_m=1, num_warps=1, num_stages=2, strategy="blocks")
     return found

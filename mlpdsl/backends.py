@@ -103,6 +103,8 @@ class PallasBackend:
     def supports(self, plan: Plan, target: Target) -> list[str]:
         if target.kind == "cpu":
             return []
+        if target.name == "sm_90":
+            return self._supports_hopper(plan)
         if target.kind != "tpu":
             return [f"no Pallas kernels are written for {target.name}; backend='triton' has kernels for GPUs"]
         reasons = []
@@ -111,6 +113,18 @@ class PallasBackend:
         if plan.precision != "ieee":
             reasons.append(f"a TPU has no tf32, which precision={plan.precision!r} asks for; precision='ieee' does")
         return reasons
+
+    def _supports_hopper(self, plan: Plan) -> list[str]:
+        from mlpdsl.codegen.expr.graph import walk
+        from mlpdsl.codegen.expr.stable import expand
+
+        reasons = ["wgmma multiplies float32 as tf32 alone"] if plan.dtype == "float32" else []
+        widths = sorted({w for linear in plan.linears for w in (linear.width_in, linear.width_out) if w % 64})
+        if widths:
+            reasons.append(f"its tiles take widths that are multiples of 64, not {', '.join(map(str, widths[:8]))}")
+        values = (*((plan.hidden.value,) if plan.hidden else ()), plan.epilogue.value)
+        missing = sorted({node.op for node in walk(*map(expand, values)) if node.op in ("sqrt", "floor")})
+        return reasons + [f"Mosaic has no {op} on a GPU" for op in missing]
 
     def runs_on(self, device: str) -> list[str]:
         reasons = ["Pallas kernels are called from JAX, not with torch's tensors: mlpdsl.jax.compile(spec)"]

@@ -67,6 +67,19 @@ class Module:
         return self.plan.bias or any(o.kind != "tile" for o in self.operands)
 
     @property
+    def pads(self) -> bool:
+        """Whether kernels are for a GPU, and take whole tiles of rows alone."""
+        return self.plan.target.kind == "cuda"
+
+    @property
+    def loads_columns(self) -> bool:
+        return self.plan.bias or any(o.kind == "column" for o in self.operands)
+
+    @property
+    def loads_rows(self) -> bool:
+        return any(o.kind == "row" for o in self.operands)
+
+    @property
     def keeps_tile(self) -> bool:
         """Whether backward reads the output before its epilogue."""
         return self.plan.epilogue.tile_needed

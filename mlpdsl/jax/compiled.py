@@ -47,8 +47,8 @@ def compile(
     `spec.operands()`) by keyword; y is (..., d_out). All are `jax.Array`s in the spec's dtype. The function has a `jax.custom_vjp`
     of generated kernels and works under `jit`, `grad`, `vmap` and `shard_map`; it is differentiable once, in reverse.
 
-    `backend` is "pallas", "reference" (plain `jax.numpy`) or None: Pallas where it can, else the reference, with one line in the
-    log that says why. `target` names the architecture ("tpu_v5e", "sm_90"; default: JAX's first device, asked at the first call):
+    `backend` is "pallas", "reference" (plain `jax.numpy`) or None: Pallas on a TPU where it can, else the reference, with one line
+    in the log that says why. `target` names the architecture ("tpu_v5e", "sm_90"; default: JAX's first device, asked at the first call):
     with it, code is lowered for machines that are not here, as `jax.export` does. With `interpret`, Pallas interprets the kernels,
     on any device: slow, to test them; the target is then "cpu" unless given. Interpreted, and by the reference, float32 is
     multiplied as "ieee" whatever `precision` says.
@@ -63,7 +63,7 @@ def compile(
     if backend == "reference":
         return reference(spec)
     known = parse_target(target) if target is not None else TARGETS["cpu"] if interpret else None
-    if known is not None and (backend == "pallas" or not _reasons(spec, known, interpret)):
+    if known is not None and (backend == "pallas" or (known.kind != "cuda" and not _reasons(spec, known, interpret))):
         _kernels(spec, known, interpret)  # says now what it cannot, and writes the source
 
     def mlp(x: Any, *params: Any, **operands: Any) -> Any:
@@ -80,6 +80,8 @@ def _reasons(spec: MLPSpec, target: Target, interpret: bool) -> list[str]:
     """Every reason why Pallas cannot run the spec's kernels on the target."""
     if target.kind == "cpu" and not interpret:
         return ["on a CPU Pallas only interprets kernels, slowly: interpret=True does, or name the target to lower for"]
+    if interpret and target.kind not in ("cpu", "tpu"):
+        return [f"Pallas' interpreter does not know all that kernels for {target.name} call; target='cpu' is for it"]
     try:
         plan = lower(spec, target, "pallas")
     except UnsupportedError as error:
@@ -97,6 +99,8 @@ def _chosen(spec: MLPSpec, backend: str | None, known: Target | None, interpret:
     """The function that runs: of generated kernels, or the reference."""
     target = known or target_here()
     reasons = [_unknown_device()] if target is None else _reasons(spec, target, interpret)
+    if backend is None and target is not None and target.kind == "cuda":
+        reasons = reasons or ["its kernels for GPUs have run on none yet; backend='pallas' asks for them"]
     if target is not None and not reasons:
         return _kernels(spec, target, interpret)
     if backend == "pallas":

@@ -25,7 +25,8 @@ _FORMS = (
 _IMPORTS = {"import torch", "import triton", "import triton.language as tl", "from mlpdsl import launch"}
 _IMPORTS |= {
     "import functools", "import jax.numpy as jnp", "from jax import lax", "from jax.experimental import pallas as pl",
-    "from jax.experimental.pallas import tpu as pltpu", "from mlpdsl.jax.launch import like",
+    "from jax.experimental.pallas import tpu as pltpu", "from jax.experimental.pallas import mosaic_gpu as plgpu",
+    "SWIZZLED = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))", "from mlpdsl.jax.launch import like",
     "ORDER = pltpu.CompilerParams(dimension_semantics=('parallel', 'parallel', 'arbitrary'))",
 }  # fmt: skip
 _LIBDEVICE = "from triton.language.extra import libdevice"

@@ -59,6 +59,7 @@ FILES = {
         MLPSpec(dims=(1024, 256), activation="identity", dtype="bfloat16", epilogue=("gelu", "scale", "residual")),
     ),
     "gated-bf16-tpu_v5e": ("tpu_v5e", MLPSpec(dims=(512, 1024, 512), activation="silu", gated=True, dtype="bfloat16")),
+    "functions-bf16-pallas-sm_90": ("sm_90", MLPSpec.from_json(FUNCTIONS).replace(bias=True)),
     "functions-bf16-tpu_v5e": ("tpu_v5e", MLPSpec.from_json(FUNCTIONS)),
 }  # fmt: skip
 
@@ -67,7 +68,7 @@ files = pytest.mark.parametrize("name", FILES)
 
 def text_of(name: str) -> str:
     target, spec = FILES[name]
-    return generate(spec, target=target, backend="pallas" if target.startswith("tpu") else "triton").text
+    return generate(spec, target=target, backend="pallas" if "tpu" in name or "pallas" in name else "triton").text
 
 
 def normalised(text: str) -> str:
