@@ -35,6 +35,8 @@ import numpy.typing as npt
 import triton.language as tl
 from triton.runtime import interpreter as triton_interpreter
 
+from mlpdsl.frames import with_room
+
 __all__ = ["Format", "install", "is_installed"]
 
 Array = npt.NDArray[Any]
@@ -377,6 +379,15 @@ def _rewritten_once(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return rewrite_ast
 
 
+def _with_room(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`InterpretedFunction.run`, a whole launch, with room for its frames."""
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return with_room(original, self, *args, **kwargs)
+
+    return run
+
+
 _installed = False
 
 
@@ -408,6 +419,8 @@ def install() -> None:
     scans.apply_impl = _scan(scans.apply_impl)
     module: Any = triton_interpreter
     module._patch_lang = _patched_once(module._patch_lang)
+    functions: Any = triton_interpreter.InterpretedFunction
+    functions.run = _with_room(functions.run)
     rewriter: Any = triton_interpreter.FunctionRewriter
     rewriter.rewrite_ast = _rewritten_once(rewriter.rewrite_ast)
     _installed = True

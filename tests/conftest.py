@@ -7,10 +7,10 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from typing import Any
 
 import pytest
+
+from mlpdsl.frames import with_room
 
 # At import, because some tests and the modules they import read the environment while they are collected. The processes of
 # pytest-xdist share one place, so that what one has compiled the others need not.
@@ -40,19 +40,9 @@ with contextlib.suppress(ImportError):  # a GPU machine may have pytest and noth
     settings.load_profile("mlpdsl")
 
 
-def _roomy(function: Callable[..., Any], /, **arguments: Any) -> Any:
-    return function(**arguments)
-
-
-# CPython keeps frames in chunks of 16 KB, and maps and unmaps one whenever a call crosses the end of the last: a loop that happens
-# to stand there, as the interpreter's often do under pytest and Hypothesis, spends a third of its time in the kernel. A frame that
-# asks for much gets a chunk of 1 MB, and what it calls the rest of it.
-_roomy.__code__ = _roomy.__code__.replace(co_stacksize=70_000)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
     """Run a test as pytest does, with room for its frames."""
     names = pyfuncitem._fixtureinfo.argnames
-    _roomy(pyfuncitem.obj, **{name: pyfuncitem.funcargs[name] for name in names})
+    with_room(pyfuncitem.obj, **{name: pyfuncitem.funcargs[name] for name in names})
     return True

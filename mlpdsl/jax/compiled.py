@@ -48,7 +48,7 @@ def compile(
     of generated kernels and works under `jit`, `grad`, `vmap` and `shard_map`; it is differentiable once, in reverse.
 
     `backend` is "pallas", "reference" (plain `jax.numpy`) or None: Pallas on a TPU where it can, else the reference, with one line
-    in the log that says why. `target` names the architecture ("tpu_v5e", "sm_90"; default: JAX's first device, asked at the first call):
+    in the log that says why. `target` names the architecture ("tpu_v5e", "sm_90"; default: JAX's first device, at the first call):
     with it, code is lowered for machines that are not here, as `jax.export` does. With `interpret`, Pallas interprets the kernels,
     on any device: slow, to test them; the target is then "cpu" unless given. Interpreted, and by the reference, float32 is
     multiplied as "ieee" whatever `precision` says.
