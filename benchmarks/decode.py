@@ -9,17 +9,14 @@ run from it. Eager PyTorch first, then mlpdsl: the two do not take turns, so row
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
-import shlex
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from header import header
 
 import mlpdsl
 from mlpdsl import MLPSpec
@@ -96,20 +93,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--span", type=float, default=8.0, help="milliseconds of one stretch")
     options = parser.parse_args()
-    import triton
-
-    result: dict[str, Any] = {
-        "command": "python " + shlex.join(sys.argv),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "gpu": torch.cuda.get_device_name(),
-        "versions": {
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "python": platform.python_version(),
-            "mlpdsl": mlpdsl.__version__,
-        },
-        "rows": {},
-    }
+    result: dict[str, Any] = {**header(torch.cuda.get_device_name()), "rows": {}}
     torch.manual_seed(0)
     for name, spec in SPECS.items():
         for m in ROWS:

@@ -9,19 +9,16 @@ the same power-limited clocks; times are medians over the stretches, spreads the
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
-import shlex
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from header import header
 
 import mlpdsl
 from mlpdsl import MLPSpec
@@ -105,20 +102,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--train", action="store_true", help="forward and backward, every gradient")
     options = parser.parse_args()
-    import triton
-
-    result: dict[str, Any] = {
-        "command": "python " + shlex.join(sys.argv),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "gpu": torch.cuda.get_device_name(),
-        "versions": {
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "python": platform.python_version(),
-            "mlpdsl": mlpdsl.__version__,
-        },
-        "rows": {},
-    }
+    result: dict[str, Any] = {**header(torch.cuda.get_device_name()), "rows": {}}
     torch.manual_seed(0)
     for name in options.rows:
         spec, m = ROWS[name]

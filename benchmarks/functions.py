@@ -10,11 +10,8 @@ forward.py.
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 import json
-import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -25,6 +22,7 @@ from typing import Any
 
 import torch
 from forward import clocks, stretch
+from header import header
 
 import mlpdsl
 from mlpdsl import MLPSpec
@@ -114,14 +112,8 @@ def main() -> None:
     parser.add_argument("--span", type=float, default=0.03, help="seconds of one stretch")
     parser.add_argument("--rounds", type=int, default=12, help="times each order of the candidates")
     options = parser.parse_args()
-    import triton
-
-    versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
     result: dict[str, Any] = {
-        "command": "python " + shlex.join(sys.argv),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {**versions, "mlpdsl": mlpdsl.__version__},
+        **header(torch.cuda.get_device_name() if torch.cuda.is_available() else None),
         "tracing": tracing(),
         "rows": {},
     }

@@ -9,18 +9,15 @@ between such stretches, not in them. Candidates take turns; figures are medians 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from header import header
 from torch import Tensor
 
 import mlpdsl
@@ -187,24 +184,11 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="forward and backward as well")
     parser.add_argument("--device", default="cuda:0")
     options = parser.parse_args()
-    import triton
-
     on_gpu = torch.device(options.device).type == "cuda"
     if on_gpu:
         torch.cuda.set_device(torch.device(options.device))
     wait: Call = torch.cuda.synchronize if on_gpu else _nothing
-    result: dict[str, Any] = {
-        "command": "python " + shlex.join(sys.argv),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "gpu": torch.cuda.get_device_name() if on_gpu else None,
-        "versions": {
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "python": platform.python_version(),
-            "mlpdsl": mlpdsl.__version__,
-        },
-        "rows": {},
-    }
+    result: dict[str, Any] = {**header(torch.cuda.get_device_name() if on_gpu else None), "rows": {}}
     torch.manual_seed(0)
     with torch.no_grad():
         for name in options.rows:
