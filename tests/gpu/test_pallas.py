@@ -7,12 +7,15 @@ import os
 import pytest
 
 # Before jax starts: it would take most of the memory that torch shares with it.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 
-jax = pytest.importorskip("jax")
+pytest.importorskip("jax")
+
+import jax
 
 import mlpdsl.jax
 from mlpdsl import MLPSpec
+from mlpdsl.testing.calls import make_call
 from tests.pallas.support import check
 
 if not any(device.platform in ("gpu", "cuda") for device in jax.devices()):
@@ -33,7 +36,5 @@ SPECS = {
 @pytest.mark.parametrize("rows", [1, 64, 100, 1000])
 @pytest.mark.parametrize("name", SPECS)
 def test_it_is_what_the_oracle_says(name: str, rows: int) -> None:
-    from mlpdsl.testing.calls import make_call
-
     spec = SPECS[name]
     check(make_call(spec, (rows,), seed=rows), mlpdsl.jax.compile(spec, backend="pallas"))

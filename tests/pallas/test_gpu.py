@@ -17,7 +17,8 @@ from mlpdsl.names import ACTIVATIONS
 pytest.importorskip("absl", reason="Pallas for GPUs needs absl-py")
 
 OWN = MLPSpec.from_json("""{
-    "dims": [128, 192, 128], "dtype": "bfloat16", "gated": true, "activation": {"expr": "(up + 1.0) * gate * sigmoid(gate * 1.702)"},
+    "dims": [128, 192, 128], "dtype": "bfloat16", "gated": true,
+    "activation": {"expr": "(up + 1.0) * gate * sigmoid(gate * 1.702)"},
     "epilogue": [{"expr": "skip + keep * gamma * tile / t",
                   "operands": [["gamma", "column"], ["keep", "row"], ["t", "scalar"], ["skip", "tile"]]}]
 }""")
