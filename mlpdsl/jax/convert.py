@@ -38,7 +38,7 @@ def to_torch(spec: MLPSpec, params: Mapping[str, jax.Array]) -> dict[str, Any]:
     """JAX arrays by name as torch tensors, in the order of `spec.parameter_shapes()`: what `load_state_dict` takes.
 
     The tensors share memory with the arrays where dlpack can: JAX's arrays are constants, so clone what you would train. Raises
-    `ShapeError` as `from_torch` does.
+    `ShapeError` as `from_torch` does, and for an array on several devices.
     """
     from torch.utils.dlpack import from_dlpack
 
@@ -49,6 +49,9 @@ def to_torch(spec: MLPSpec, params: Mapping[str, jax.Array]) -> dict[str, Any]:
             step = f"It holds {', '.join(list(params)[:8]) or 'nothing'}."
             raise ShapeError(describe(name, "no such parameter", "an array of that name", step))
         array = params[name]
+        if len(array.sharding.device_set) > 1:
+            step = "jax.device_put it onto one of them first."
+            raise ShapeError(describe(f"{name}.sharding", f"on {len(array.sharding.device_set)} devices", "on one device", step))
         _check(name, array.shape, shape, str(array.dtype), spec.dtype)
         found[name] = from_dlpack(array)
     return found

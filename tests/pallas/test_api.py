@@ -212,3 +212,12 @@ def test_parameters_that_do_not_fit() -> None:
 def test_what_is_in_the_state_besides_does_not_matter() -> None:
     state = {"other": torch.zeros(3), **mlpdsl.MLP(SPEC).state_dict()}
     assert list(mlpdsl.jax.from_torch(SPEC, state)) == list(SPEC.parameter_shapes())
+
+
+def test_an_array_on_several_devices_goes_to_no_tensor() -> None:
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    found = {name: jax.device_put(jnp.ones(shape), everywhere) for name, shape in SPEC.parameter_shapes().items()}
+    with pytest.raises(ShapeError, match=r"gate_proj\.weight\.sharding: got 'on 4 devices'; .*device_put"):
+        mlpdsl.jax.to_torch(SPEC, found)
+    assert list(mlpdsl.jax.to_torch(SPEC, {n: jax.device_put(a, jax.devices()[0]) for n, a in found.items()})) == list(found)
