@@ -532,7 +532,7 @@ def test_backend_by_argument_and_variable(monkeypatch: pytest.MonkeyPatch) -> No
 def test_invalid_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ("tritn", "", 3, b"triton", None):
         if wrong is not None:
-            with pytest.raises(SpecError, match=r"backend.*'triton', 'eager'"):
+            with pytest.raises(SpecError, match=r"backend.*'triton', 'pallas', 'eager'"):
                 mlpdsl.compile(GATED, backend=wrong)
     monkeypatch.setenv("MLPDSL_BACKEND", "tritn")
     with pytest.raises(SpecError, match=r"MLPDSL_BACKEND.*Did you mean 'triton'"):
