@@ -21,7 +21,8 @@ os.environ[_SHARED] = _SCRATCH
 _OWNER = 0 if _WORKER else os.getpid()
 os.environ["MLPDSL_CACHE_DIR"] = os.path.join(_SCRATCH, "mlpdsl")
 os.environ["TRITON_CACHE_DIR"] = os.path.join(_SCRATCH, "triton")
-for _name in ("MLPDSL_BACKEND", "MLPDSL_ON_JIT", "MLPDSL_TABLES", "MLPDSL_TARGET"):
+# Processes that tests start would compile every module anew where nobody may keep bytecode.
+for _name in ("PYTHONDONTWRITEBYTECODE", "MLPDSL_BACKEND", "MLPDSL_ON_JIT", "MLPDSL_TABLES", "MLPDSL_TARGET"):
     os.environ.pop(_name, None)
 
 

@@ -37,7 +37,7 @@ def printed() -> list[str]:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed: pip install 'mlpdsl[jax]'")
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [4])
 def test_the_page_on_jax(devices: int, tmp_path: Path) -> None:
     # In a process of its own: how many devices a CPU is, is decided before JAX's first use.
     code = f"import json, runpy; print('\\0' + json.dumps(runpy.run_path({str(Path(__file__))!r})['printed']()))"

@@ -152,7 +152,7 @@ def test_the_metadata(metadata: Message, wheel: zipfile.ZipFile) -> None:
     required = metadata.get_all("Requires-Dist") or []
     core = sorted(entry for entry in required if "extra ==" not in entry)
     assert [re.split(r"[^a-z0-9]", entry)[0] for entry in core] == ["jinja2", "torch", "triton"]
-    assert set(metadata.get_all("Provides-Extra") or []) == {"bench", "cli", "dev", "examples", "hf", "test"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {"bench", "cli", "dev", "examples", "hf", "jax", "test"}
     assert f"{DIST_INFO}/licenses/LICENSE" in wheel.namelist()
     declared = configparser.ConfigParser()
     declared.read_string(wheel.read(f"{DIST_INFO}/entry_points.txt").decode())
