@@ -45,7 +45,7 @@ def test_jax(monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], status:
     found = requirements._check_jax()
     assert (found.name, found.status, found.found) == ("jax", status, said)
     assert bool(found.next_step) == (status == "note")
-    assert f'jax = ["jax{requirements.JAX}"' in (ROOT / "pyproject.toml").read_text()
+    assert f'jax = ["jax{requirements.JAX};' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_the_ranges_come_from_the_metadata_where_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
