@@ -13,6 +13,9 @@ from .plan import Config, Plan, products
 ROWS, LANES = 16, 128
 """A tile of 16-bit numbers; one of float32 has half the rows."""
 
+GPU_ROWS = 64
+"""Rows that a kernel for a GPU takes together: the batch is padded to a multiple of these."""
+
 _LARGEST = {"rows": 512, "columns": 512, "sum": 1024}
 
 
@@ -23,10 +26,10 @@ def block(plan: Plan, role: str, M: int, N: int, K: int) -> tuple[int, int, int]
     if plan.target.kind == "cuda":
         # One warpgroup holds 64 columns of accumulators a thread at most: a gated tile has two.
         wide = M % 128 == 0 and not (role == "hidden" and plan.gated)
-        return 128 if wide else 64, 128 if N % 128 == 0 else 64, 64
+        return 128 if wide else GPU_ROWS, 128 if N % 128 == 0 else 64, 64
     # The gradient of a weight sums over the batch, which is then not the last dimension of any block.
     along_m = LANES if role == "weight_grad" else ROWS
-    along_k = ROWS if role in ("weight_grad",) else LANES
+    along_k = ROWS if role == "weight_grad" else LANES
     m, n, k = (_fitted(size, most, step) for size, most, step in
                ((M, _LARGEST["rows"], along_m), (N, _LARGEST["columns"], LANES), (K, _LARGEST["sum"], along_k)))  # fmt: skip
     while footprint(plan, role, m, n, k) > plan.target.shared_memory * 3 // 4:
@@ -45,7 +48,7 @@ def block(plan: Plan, role: str, M: int, N: int, K: int) -> tuple[int, int, int]
 def configs(plan: Plan, rows: int) -> dict[str, Config]:
     """The blocks of every product of a training step on so many rows, by "role[stage]"."""
     found = {}
-    padded = -(-rows // 64) * 64 if plan.target.kind == "cuda" else rows
+    padded = -(-rows // GPU_ROWS) * GPU_ROWS if plan.target.kind == "cuda" else rows
     for role, i, m, n, k in products(plan, padded):
         if plan.target.kind == "cuda" and role not in ("hidden", "output"):
             continue  # XLA's own product
@@ -64,7 +67,7 @@ def _fitted(size: int, most: int, step: int) -> int:
 
 
 def footprint(plan: Plan, role: str, m: int, n: int, k: int) -> int:
-    """Bytes of VMEM: two blocks of every input and output, and the accumulators."""
+    """Bytes of VMEM: two blocks of every input and output, the accumulators, and about four tiles of what is computed on them."""
     size = 4 if plan.dtype == "float32" else 2
     planes = plan.linears[0].planes if role in ("hidden", "input_grad") else 1
     products = (m * k + planes * k * n) if role == "hidden" else planes * (m * k + k * n)

@@ -8,7 +8,7 @@ import logging
 import os
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlpdsl.errors import SpecError, UnsupportedError, describe
 from mlpdsl.names import did_you_mean, listed
@@ -48,6 +48,15 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
+def _rendered(template: str, view: Any, key: str) -> str:
+    import jinja2
+
+    from mlpdsl.codegen.render import render
+    from mlpdsl.version import __version__
+
+    return render(template, view, key=key, version=__version__, jinja2_version=jinja2.__version__)
+
+
 class TritonBackend:
     """Generated Triton kernels: on a GPU, or on a CPU under TRITON_INTERPRET=1."""
 
@@ -77,13 +86,9 @@ class TritonBackend:
         return reasons
 
     def emit(self, plan: Plan, key: str) -> str:
-        import jinja2
-
         from mlpdsl.codegen.emit import triton
-        from mlpdsl.codegen.render import render
-        from mlpdsl.version import __version__
 
-        return render(triton.TEMPLATE, triton.emit(plan), key=key, version=__version__, jinja2_version=jinja2.__version__)
+        return _rendered(triton.TEMPLATE, triton.emit(plan), key)
 
     def load(self, path: Path, text: str, key: str) -> ModuleType:
         from mlpdsl.loader import load
@@ -96,7 +101,7 @@ class TritonBackend:
 
 
 class PallasBackend:
-    """Generated Pallas kernels, in JAX: compiled for a TPU by Mosaic, or interpreted anywhere. `mlpdsl.jax.compile` runs them."""
+    """Generated Pallas kernels, in JAX: compiled by Mosaic for a TPU or Hopper, or interpreted. `mlpdsl.jax.compile` runs them."""
 
     name = "pallas"
 
@@ -133,13 +138,9 @@ class PallasBackend:
         return reasons
 
     def emit(self, plan: Plan, key: str) -> str:
-        import jinja2
-
         from mlpdsl.codegen.emit import pallas
-        from mlpdsl.codegen.render import render
-        from mlpdsl.version import __version__
 
-        return render(pallas.TEMPLATE, pallas.emit(plan), key=key, version=__version__, jinja2_version=jinja2.__version__)
+        return _rendered(pallas.TEMPLATE, pallas.emit(plan), key)
 
     def load(self, path: Path, text: str, key: str) -> ModuleType:
         from mlpdsl.loader import load

@@ -59,9 +59,10 @@ def target_of(device: torch.device) -> Target:
     capability = torch.cuda.get_device_capability(device)
     target = from_capability(*capability)
     if target is None:
+        known = ", ".join(name for name, each in TARGETS.items() if each.kind in ("cuda", "hip"))
         raise UnsupportedError(
             f"{device} has compute capability {capability[0]}.{capability[1]}, which no kernel is written for yet",
-            [f"known architectures: {', '.join(TARGETS)}", "set MLPDSL_TARGET to the nearest one to try, or use backend='eager'"],
+            [f"known architectures: {known}", "set MLPDSL_TARGET to the nearest one to try, or use backend='eager'"],
         )
     return target
 

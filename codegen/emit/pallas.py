@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mlpdsl.codegen.blocks import GPU_ROWS
 from mlpdsl.codegen.plan import Linear, Plan
 
 from .functions import Function, Language, OperandView, device_functions, operand_views
@@ -70,6 +71,11 @@ class Module:
     def pads(self) -> bool:
         """Whether kernels are for a GPU, and take whole tiles of rows alone."""
         return self.plan.target.kind == "cuda"
+
+    @property
+    def rows(self) -> int:
+        """Rows that kernels for a GPU take together."""
+        return GPU_ROWS
 
     @property
     def loads_columns(self) -> bool:

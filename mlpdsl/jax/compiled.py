@@ -63,7 +63,8 @@ def compile(
     if backend == "reference":
         return reference(spec)
     known = parse_target(target) if target is not None else TARGETS["cpu"] if interpret else None
-    if known is not None and (backend == "pallas" or (known.kind != "cuda" and not _reasons(spec, known, interpret))):
+    asked = backend == "pallas"
+    if known is not None and (asked or not _reasons(spec, known, interpret, asked)):
         _kernels(spec, known, interpret)  # says now what it cannot, and writes the source
 
     def mlp(x: Any, *params: Any, **operands: Any) -> Any:
@@ -76,8 +77,8 @@ def compile(
     return mlp
 
 
-def _reasons(spec: MLPSpec, target: Target, interpret: bool) -> list[str]:
-    """Every reason why Pallas cannot run the spec's kernels on the target."""
+def _reasons(spec: MLPSpec, target: Target, interpret: bool, asked: bool) -> list[str]:
+    """Every reason why Pallas cannot run the spec's kernels on the target, or should not unless it was `asked` for."""
     if target.kind == "cpu" and not interpret:
         return ["on a CPU Pallas only interprets kernels, slowly: interpret=True does, or name the target to lower for"]
     if interpret and target.kind not in ("cpu", "tpu"):
@@ -86,7 +87,10 @@ def _reasons(spec: MLPSpec, target: Target, interpret: bool) -> list[str]:
         plan = lower(spec, target, "pallas")
     except UnsupportedError as error:
         return list(error.reasons)
-    return BACKENDS["pallas"].supports(plan, target)
+    reasons = BACKENDS["pallas"].supports(plan, target)
+    if not reasons and not asked and target.kind == "cuda":
+        reasons = ["its kernels for GPUs have run on none yet; backend='pallas' asks for them"]
+    return reasons
 
 
 def _unknown_device() -> str:
@@ -98,9 +102,7 @@ def _unknown_device() -> str:
 def _chosen(spec: MLPSpec, backend: str | None, known: Target | None, interpret: bool) -> Callable[..., Any]:
     """The function that runs: of generated kernels, or the reference."""
     target = known or target_here()
-    reasons = [_unknown_device()] if target is None else _reasons(spec, target, interpret)
-    if backend is None and target is not None and target.kind == "cuda":
-        reasons = reasons or ["its kernels for GPUs have run on none yet; backend='pallas' asks for them"]
+    reasons = [_unknown_device()] if target is None else _reasons(spec, target, interpret, backend == "pallas")
     if target is not None and not reasons:
         return _kernels(spec, target, interpret)
     if backend == "pallas":
@@ -114,7 +116,7 @@ def _chosen(spec: MLPSpec, backend: str | None, known: Target | None, interpret:
 @functools.lru_cache(maxsize=1024)
 def _kernels(spec: MLPSpec, target: Target, interpret: bool) -> Callable[..., Any]:
     """`function(x, params, operands)` over the generated module."""
-    reasons = _reasons(spec, target, interpret)
+    reasons = _reasons(spec, target, interpret, asked=True)
     if reasons:
         raise UnsupportedError(f"backend 'pallas' cannot run {spec.short_name} on {target.name}", reasons)
     key, text, path = source.publish(spec, target, "pallas")

@@ -277,3 +277,27 @@ def test_importing_mlpdsl_does_not_import_it() -> None:
     probe = "import sys, mlpdsl.spec, mlpdsl; print('mlpdsl.interpreter' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_what_was_rewritten_once_stands_where_its_own_source_does() -> None:
+    """Two specs share the text of a device function: each runs it in its own module, under its own file and line."""
+    from mlpdsl.backends import BACKENDS
+    from mlpdsl.source import publish
+    from mlpdsl.spec import MLPSpec
+    from mlpdsl.target import parse_target
+
+    target, found = parse_target("sm_80"), []
+    specs = (
+        MLPSpec(dims=(8, 16, 8), activation="relu"),
+        MLPSpec(dims=(8, 8), activation="identity"),
+    )  # unequal docstrings
+    for spec in specs:
+        key, text, path = publish(spec, target, "triton")
+        jitted = BACKENDS["triton"].load(path, text, key).tile_order
+        rewritten = jitted.rewrite()
+        line = text.splitlines().index("def tile_order(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):") + 1
+        assert (rewritten.__code__.co_filename, rewritten.__code__.co_firstlineno) == (str(path), line)
+        assert rewritten.__globals__ is jitted.fn.__globals__ and "GROUP_M" in rewritten.__annotations__
+        found.append(rewritten)
+    assert found[0].__code__.co_code == found[1].__code__.co_code and found[0] is not found[1]
+    assert found[0].__code__.co_firstlineno != found[1].__code__.co_firstlineno

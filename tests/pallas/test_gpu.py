@@ -74,7 +74,7 @@ def test_it_lowers_for_hopper(name: str) -> None:
 def test_what_it_cannot(spec: MLPSpec, reason: str) -> None:
     with pytest.raises(UnsupportedError, match=reason):
         mlpdsl.jax.compile(spec, backend="pallas", target="sm_90")
-    with pytest.raises(UnsupportedError, match=r"target='cpu' is for it|wgmma|multiples|sqrt"):
+    with pytest.raises(UnsupportedError, match="target='cpu' is for it"):
         mlpdsl.jax.compile(spec, backend="pallas", target="sm_90", interpret=True)
 
 

@@ -105,8 +105,8 @@ def main(path: Path) -> int:
             refused[name] = list(error.reasons)
     head = {
         "command": "make test-tpu", "date": f"{date.today()}",
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "libtpu")} | {"python": platform.python_version()},
-        "mlpdsl": __version__,
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "libtpu")}
+        | {"mlpdsl": __version__, "python": platform.python_version()},
         "seconds": round(time.monotonic() - start), "specs": len(specs()), "chips": len(CHIPS),
         "kernels": sum(row[4] for row in rows), "failed": wrong, "refused_as_declared": refused,
         "columns": ["spec", "target", "m", "backward", "kernels", "seconds"],
