@@ -2,7 +2,7 @@
 
     python benchmarks/pallas.py --out benchmarks/results/pallas-h200.json
 
-Both are jitted and warm; they take turns, in both orders, for stretches of at least 100 ms, and each stretch is waited for once.
+Both are jitted and warm; they take turns, in both orders, for stretches of `--stretch` seconds, each waited for once.
 Figures are medians of the stretches, spreads their quartiles. Inputs are random normal, and the two results are compared.
 """
 

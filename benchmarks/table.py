@@ -1,9 +1,10 @@
-"""The table of a result file, in Markdown, as README.md, docs/performance.md or docs/verification.md holds it.
+"""The table of a result file, in Markdown, as README.md or a page of docs holds it.
 
 python benchmarks/table.py benchmarks/results/forward-h200.json
 python benchmarks/table.py --floors benchmarks/results/forward-h200.json
 python benchmarks/table.py --decode benchmarks/results/decode-h200.json
 python benchmarks/table.py --host benchmarks/results/host-h200.json
+python benchmarks/table.py --pallas benchmarks/results/pallas-h200.json
 """
 
 from __future__ import annotations
@@ -72,6 +73,15 @@ def host(path: Path) -> str:
     return "\n".join(lines)
 
 
+def pallas(path: Path) -> str:
+    """Every row of the file: the Pallas kernels, jax.jit of the reference, and how many times as fast as it the kernels are."""
+    lines = ["| MLP, rows | Pallas, µs | jax.numpy, µs | ratio |", "|---|---|---|---|"]
+    for name, row in json.loads(path.read_text())["rows"].items():
+        times = (f"{row[who]['median_us']:.1f}" for who in ("pallas", "jax.numpy"))
+        lines.append(f"| {name.replace('-m', ', M = ')} | {' | '.join(times)} | {row['speedup']:.2f} |")
+    return "\n".join(lines)
+
+
 def calibration(result: dict[str, Any]) -> str:
     """A row a dtype: the largest error over its bound, and over kinds of MLP the least and largest factor 1 + ε that is refused."""
     lines = [
@@ -95,5 +105,5 @@ def _range(factors: list[float | None]) -> str:
 
 
 if __name__ == "__main__":
-    KINDS = {"--floors": floors, "--decode": decode, "--host": host}
+    KINDS = {"--floors": floors, "--decode": decode, "--host": host, "--pallas": pallas}
     print(KINDS[sys.argv[1]](Path(sys.argv[2])) if sys.argv[1] in KINDS else table(Path(sys.argv[1])))

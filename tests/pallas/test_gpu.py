@@ -84,4 +84,12 @@ def test_it_runs_only_where_it_is_asked_for(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.WARNING, "mlpdsl"):
         y = mlpdsl.jax.compile(spec, target="sm_90")(x, *params)
     assert jnp.array_equal(y, mlpdsl.jax.reference(spec)(x, *params))
-    assert "backend='pallas' asks for them" in caplog.text
+    assert "XLA's products are as fast or faster" in caplog.text and "backend='pallas' asks for the kernels" in caplog.text
+
+
+def test_an_older_jax_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "__version_info__", (0, 10, 1))
+    monkeypatch.setattr(jax, "__version__", "0.10.1")
+    spec = MLPSpec(dims=(192, 128, 192), activation="silu", dtype="bfloat16")
+    with pytest.raises(UnsupportedError, match=r"need jax 0\.10\.2 or later, and this is 0\.10\.1"):
+        mlpdsl.jax.compile(spec, backend="pallas", target="sm_90")

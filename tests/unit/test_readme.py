@@ -1,8 +1,9 @@
-"""README.md's numbers are those of the committed result files, and its code runs."""
+"""The tables of README.md and docs are those of the committed result files, and README.md's code runs."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[2]
         ("floors", "training-h200", "docs/performance.md"),
         ("decode", "decode-h200", "docs/performance.md"),
         ("host", "host-h200", "docs/performance.md"),
+        ("pallas", "pallas-h200", "docs/jax.md"),
     ],
 )
 def test_tables_are_those_of_the_result_files(kind: str, name: str, page: str) -> None:
@@ -29,6 +31,14 @@ def test_tables_are_those_of_the_result_files(kind: str, name: str, page: str) -
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert getattr(module, kind)(ROOT / "benchmarks" / "results" / f"{name}.json") in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_xla_is_as_fast_or_faster_than_the_pallas_kernels_on_an_h200() -> None:
+    # What mlpdsl.jax logs where it leaves a GPU to XLA, and what the pages say.
+    result = json.loads((ROOT / "benchmarks" / "results" / "pallas-h200.json").read_text())
+    for name, row in result["rows"].items():
+        slowest, fastest = row["pallas"]["quartiles_us"][1], row["jax.numpy"]["quartiles_us"][0]
+        assert slowest > fastest, f"{name}: the kernels are faster beyond the spread"
 
 
 def test_the_quickstart_runs() -> None:
