@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,19 @@ import torch
 
 from mlpdsl import dispatch
 from tests import support
+
+
+def _one_gpu_each() -> None:
+    """Of several GPUs, the processes of pytest-xdist get one each in turn, before CUDA starts: many processes on one GPU wait for
+    their time on it. What needs two GPUs has a process of its own, by `make test-gpu-2`."""
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER", ""), torch.cuda.device_count()
+    if worker and count > 1:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        seen = seen if len(seen) == count else list(map(str, range(count)))
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen[int(worker.removeprefix("gw")) % count]
+
+
+_one_gpu_each()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
