@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from mlpdsl.bench.quiet import resting
 from mlpdsl.bench.summary import best_of_torch, interval, median, quartiles, ratios
 from mlpdsl.bench.timer import Call, Timer
 
@@ -57,18 +56,6 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No garbage collection meanwhile: it would stop the host for milliseconds, in one candidate's stretch and not in another's."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
 def estimate(timer: Timer, call: Call) -> float:
     """Microseconds a call, roughly."""
     found = timer.stretch(call, 3)
@@ -97,7 +84,7 @@ def _interleave(timer: Timer, calls: dict[str, Call], times: Times, number: int,
         for name in order:
             if pause:
                 timer.pause(pause)
-            with _quiet():
+            with resting():
                 found = _attempt(times, calls, name, partial(timer.stretch, calls[name], times.calls[name]))
             if found is not None:
                 times.rounds[name].append(found)
@@ -153,7 +140,7 @@ def host_us(timer: Timer, call: Call, launches: int) -> float:
     """Microseconds that the host spends on a call of about `launches` kernels, when it waits for nothing: a median of batches."""
     us = max(timer.stretch(call, 3), 0.1)
     count = max(5, min(100, LAUNCHES // max(1, launches), int(1e6 * HOST_SPAN / us)))
-    with _quiet():
+    with resting():
         return median([timer.host(call, count) for _ in range(HOST_BATCHES)])
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import math
 
+from mlpdsl.bench.quiet import resting
 from mlpdsl.bench.summary import interval, median
 from mlpdsl.bench.timer import Call, Timer
 from mlpdsl.tables import NOISE
@@ -24,17 +24,12 @@ def paired(timer: Timer, default: Call, candidate: Call, rounds: int, floor: flo
     Fewer rounds where after the first `FIRST` the median of default/candidate is below `floor`."""
     counts = [max(2, math.ceil(1e6 * SPAN / max(timer.stretch(call, 2), 0.1))) for call in (default, candidate)]
     found: tuple[list[float], list[float]] = ([], [])
-    collecting = gc.isenabled()
-    gc.disable()  # it would stop the host in one candidate's stretch and not in the other's
-    try:
+    with resting():
         for at in range(rounds):
             for which in (0, 1) if at % 2 == 0 else (1, 0):
                 found[which].append(timer.stretch((default, candidate)[which], counts[which]) / launches)
             if at + 1 == FIRST and median([a / b for a, b in zip(*found, strict=True)]) < floor:
                 break
-    finally:
-        if collecting:
-            gc.enable()
     return Times(tuple(found[0]), tuple(found[1]))
 
 
