@@ -15,25 +15,19 @@ from typing import Any
 
 from mlpdsl.target import Target
 
+from . import few_rows
+from .few_rows import PROCESSORS, SKINNY_ROWS, power_of_two, skinny
 from .plan import Config
+
+__all__ = ["INVARIANT_ROWS", "SKINNY_ROWS", "STRATEGIES", "candidates", "choose", "fitted", "interpreted", "interpreted_skinny",
+           "library", "skinny", "usual"]  # fmt: skip
 
 STRATEGIES = ("two_stage", "skinny", "library")
 """Every strategy that a config can have."""
 
-SKINNY_ROWS = 64
-"""The most rows of x for which there is a kernel of the strategy "skinny"."""
-
 INVARIANT_ROWS = 192
 """The number of rows for which configs are chosen, whatever the batch, where a row's bits may not depend on it: tiles of 128 rows
 where they may be so large, which waste little of a large batch and still leave many programs for a small one."""
-
-
-def _power_of_two(n: int, low: int, high: int) -> int:
-    """The smallest power of two that holds n, between low and high."""
-    size = low
-    while size < n and size < high:
-        size *= 2
-    return size
 
 
 @lru_cache(maxsize=4096)
@@ -41,16 +35,43 @@ def usual(role: str, path: str, m: int, n: int, k: int, *, dtype: str, precision
     """The config of one launch where rows may depend on the batch: the library's product where a generated kernel is not known to
     be as fast, else what `choose` says; arguments as there."""
     chosen = choose(role, path, m, n, k, dtype=dtype, planes=planes, target=target)
-    if chosen.strategy == "skinny" or target.kind != "cuda":
+    if target.kind != "cuda":
         return chosen
     exact = dtype == "float32" and precision == "ieee"  # by FMA, where cuBLAS has three times the speed
-    # Gate and up in one kernel save passes over two tensors, which many rows make up for a product that is no faster.
-    short = role == "hidden" and planes == 1 and k <= 1024 and m <= 1024 and k % 8 == n % 8 == 0
-    if short and path == "tma" and target.name == "sm_90":  # many small tiles
-        return Config(64 if m <= 256 else 128, 64, 64, num_warps=4, num_stages=4, residency=2)
-    slower = role == "output" or (role == "hidden" and not short and (planes == 1 or 128 < m < 512))
-    other = library(role, m, n, dtype=dtype, planes=planes) if exact or (slower and dtype != "float32") else None
+    if chosen.strategy == "skinny":
+        slower = k % 4 > 0 if exact else _long(role, m, n, k)
+    else:
+        fused = _fused(m, n, k, planes, target) if role == "hidden" else role != "output" or _ragged(m, n, k, target)
+        slower = exact or (dtype != "float32" and not fused)
+    other = library(role, m, n, dtype=dtype, planes=planes) if slower else None
     return other or chosen
+
+
+def _long(role: str, m: int, n: int, k: int) -> bool:
+    """Whether the library's product is faster than a kernel for few rows: rows of no whole 16 bytes, or a long sum for a narrow
+    output, with rows enough for the library's split of it."""
+    if m > 1 and k % 8:
+        return True
+    return role == "output" and m > 16 and n < 4096 <= 2 * k and (m > 32 or (n >= 2048 and k > 8192))
+
+
+def _fused(m: int, n: int, k: int, planes: int, target: Target) -> bool:
+    """Whether a first linear by one kernel is as fast as the library's product and a pass over it, at more rows than a few. It
+    saves what short sums and many rows make large: passes over activations."""
+    if k % 8 or n % 8:
+        return m <= 1024 if planes == 2 else _ragged(m, n, k, target)
+    if planes == 2 and target.name != "sm_90":
+        return not 128 < m < 512
+    if planes == 2:
+        tiles = (_two(2), _low(2)) if k <= 4096 else (_long_sum(m, n, 2),)
+        return not 128 < m < 1024 or max(_filled(tile, m, n) for tile in tiles) > 0.9
+    return k <= (1024 if m <= 1024 else 2048)
+
+
+def _ragged(m: int, n: int, k: int, target: Target) -> bool:
+    """Whether rows are of no whole 16 bytes, and a kernel of masked loads beats the library: it has tiles enough, or short sums."""
+    odd = k % 8 > 0 or n % 8 > 0
+    return odd and target.name == "sm_90" and (k <= 512 or -(-m // 64) * -(-n // 64) >= PROCESSORS)
 
 
 @lru_cache(maxsize=4096)
@@ -76,83 +97,9 @@ def _tiled(role: str, path: str, m: int, n: int, k: int, dtype: str, planes: int
     return _split(config, m, n, k) if role == "weight_grad" else config
 
 
-def skinny(role: str, m: int, n: int, k: int, *, dtype: str, planes: int, target: Target) -> Config | None:
-    """The config of a forward kernel for few rows; None where there is none (more rows, other roles, float32 beyond one row), and
-    on AMD, where nothing was timed and loops of plain loads are not pipelined.
-
-    Of what was timed on an H200: small matrices are read in one piece, by a thousand programs; larger ones, and several rows, in
-    three steps and more at once. Where the columns are too few for tiles that feed four warps, the warps share each step of K
-    instead. From 17 rows on the product is wgmma's, which takes 64.
-    """
-    if role not in ("hidden", "output") or m > SKINNY_ROWS or target.kind != "cuda":
-        return None
-    if m == 1:
-        return _one_row(role, n, k, dtype, planes)
-    if dtype == "float32":
-        return None
-    few, roomy = m <= 16, target.shared_memory > 128 * 1024
-    wide, deep, stages, splits = 32, 128, 3, 1
-    if k % 8:  # loads of single elements
-        wide, deep = 16, 32
-    elif n <= 32 or k < 256:
-        deep = 64
-    elif planes == 2:
-        wide, deep, stages = 64, 128 if few and roomy else 64, 3 if few and k < 8192 else 4
-    elif n >= 8192:
-        wide, deep, stages = 64, 64 if not roomy else 256 if few else 128, 4
-    elif k <= 1024 and n >= 3072:
-        pass
-    elif not few:
-        wide, stages = 32 if n >= 4096 else 16, 6 if roomy else 3
-    else:
-        wide, deep, splits = 16 if n >= 2048 else 8, 512 if k >= 2048 and roomy else 256, 4
-    deep = _power_of_two(k, 16, deep)
-    return Config(_padded(m), wide, deep, num_warps=4, num_stages=stages, splits=splits, strategy="skinny")
-
-
-def _padded(m: int) -> int:
-    """How many rows a program is given for a few: what the matrix instruction takes."""
-    return 1 if m == 1 else 16 if m <= 16 else SKINNY_ROWS
-
-
 def fitted(config: Config, role: str, m: int, *, dtype: str, planes: int, target: Target) -> Config | None:
-    """A config of the strategy "skinny", timed at about m rows, for m; None where its tile is not what m rows are padded to."""
-    if role not in ("hidden", "output") or m > SKINNY_ROWS or config.block_m != _padded(m) or (dtype == "float32" and m > 1):
-        return None
-    return config if _fits(config, role, planes, dtype, target) else None
-
-
-def _one_row(role: str, n: int, k: int, dtype: str, planes: int) -> Config:
-    wide = 2 if dtype == "float32" else 1
-    whole = k <= 4096 if role == "output" else planes * n * k < 2**24
-    block_n = 8
-    while block_n > 1 and n < 500 * block_n:
-        block_n //= 2
-    block_k = _power_of_two(k, 32, 4096)
-    if not whole or k > block_k or wide * planes * block_k > 8192 or k % 8:  # in steps
-        return Config(1, block_n if planes == 1 else min(block_n, 4), min(block_k, 512), num_stages=3, strategy="skinny")
-    block_n = min(block_n, 16384 // (wide * block_k))
-    return Config(1, block_n, block_k, num_warps=8 if block_n * block_k == 8192 else 4, num_stages=1, strategy="skinny")
-
-
-def _skinny_candidates(default: Config, m: int, n: int, k: int, planes: int) -> Iterator[Config]:
-    """Other tiles of the strategy "skinny", around what was found good."""
-    if m == 1:
-        whole = _power_of_two(k, 32, 16384)
-        for block_n, block_k, num_warps in itertools.product((1, 2, 4, 8), sorted({whole, 512, 1024, 2048}), (4, 8)):
-            held = block_n * block_k * planes // (32 * num_warps)
-            if block_n <= n and block_k <= whole and 8 <= held <= 256 and (block_k < k or held >= 16):
-                stages = 1 if block_k >= k else 3
-                yield replace(default, block_n=block_n, block_k=block_k, num_warps=num_warps, num_stages=stages, splits=1)
-        return
-    for block_n, block_k, stages in itertools.product((16, 32, 64), (64, 128, 256), (3, 4, 6)):
-        # A program has 32 KiB and more on the way, and there are enough of them to fill the chip once.
-        if block_k <= k and stages * planes * block_n * block_k >= 2**14 and n >= 32 * block_n:
-            yield replace(default, block_n=block_n, block_k=block_k, num_stages=stages, splits=1)
-    if m <= 16 and planes == 1:
-        for block_n, block_k, stages in itertools.product((8, 16), (256, 512), (3, 4, 6)):
-            if block_k <= k:
-                yield replace(default, block_n=block_n, block_k=block_k, num_stages=stages, splits=4)
+    """A config of the strategy "skinny", timed at about m rows, for m; None where it is none for them."""
+    return config if few_rows.fitted(config, role, m, dtype=dtype) and _fits(config, role, planes, dtype, target) else None
 
 
 def library(role: str, m: int, n: int, *, dtype: str, planes: int) -> Config | None:
@@ -163,7 +110,7 @@ def library(role: str, m: int, n: int, *, dtype: str, planes: int) -> Config | N
     if role == "input_grad" and planes == 2 and dtype != "float32":
         return None
     # Small blocks, of 16 bytes a thread; in backward larger ones, of which each leaves a sum to be summed.
-    block_m, block_n = _power_of_two(m, 1, 16 if role == "hidden_grad" else 4), _power_of_two(n, 16, 256)
+    block_m, block_n = power_of_two(m, 1, 16 if role == "hidden_grad" else 4), power_of_two(n, 16, 256)
     return Config(block_m, block_n, 16, num_warps=8 if block_m * block_n > 1024 else 4, num_stages=1, strategy="library")
 
 
@@ -180,11 +127,11 @@ def candidates(
     other = library(role, m, n, dtype=dtype, planes=planes)
     found = [default] + ([] if other is None else [other])
     if default.strategy == "skinny":
-        found += _skinny_candidates(default, m, n, k, planes)
+        found += few_rows.candidates(m, n, k, planes)
         default = _tiled(role, path, m, n, k, dtype, planes, target)
         found.append(default)
     for tile in _tiles(path, m, n, k, dtype, target):
-        config = replace(default, **tile, registers=0, splits=1)
+        config = replace(default, **{"registers": 0, **tile}, splits=1)
         found.append(_split(config, m, n, k) if role == "weight_grad" else config)
     for group_m in (1, 4, 16):
         if m > 2 * default.block_m:
@@ -206,17 +153,19 @@ def _tiles(path: str, m: int, n: int, k: int, dtype: str, target: Target) -> Ite
     widths = [w for w in ((64, 128, 256) if tma else (32, 64, 128)) if w < 2 * max(n, 64 if tma else 32)]
     # 128 bytes of K at a time are what descriptors move best; where a few rows wait for memory, more is in flight.
     depths = (64, 128) if tma and few else (64,) if tma else (16, 32) if wide else (32, 64) if few else (32,)
-    stages = (2,) if wide else ((4, 6) if few else (3, 4)) if tma and target.shared_memory > 128 * 1024 else (2, 3)
+    stages = (2,) if wide else ((4, 6) if few else (3, 4, 6)) if tma and target.shared_memory > 128 * 1024 else (2, 3)
     for block_m, block_n, block_k in itertools.product(heights, widths, depths):
         for num_warps in (4, 8):
             # A warp that holds few elements of the tile has too little to do, one with more than 4096 spills.
             if not (256 if few else 1024 if tma else 512) <= block_m * block_n // num_warps <= 4096:
                 continue
             for num_stages in stages:
-                for residency in (1, 2) if tma and num_warps == 4 else (1,):
+                for residency in (1, 2) if tma else (1,):
+                    if residency * num_warps == 16 and block_m * block_n > 128 * 128:
+                        continue  # two of eight warps have 128 registers a thread
                     yield dict(
-                        block_m=block_m, block_n=block_n, block_k=block_k,
-                        num_warps=num_warps, num_stages=num_stages, residency=residency,
+                        block_m=block_m, block_n=block_n, block_k=block_k, num_warps=num_warps, num_stages=num_stages,
+                        residency=residency, registers=128 if residency * num_warps == 16 else 0,
                     )  # fmt: skip
 
 
@@ -235,18 +184,12 @@ def interpreted(role: str, path: str, m: int, n: int, k: int, **_: object) -> Co
     """Tiles for Triton's CPU interpreter, which costs by the step: small products still get several of each, so that edges and
     split sums are tried; large ones get large tiles."""
     least = 64 if role == "hidden_grad" else 32  # a strip of 64 / 8 columns is the 16 bytes that a descriptor needs
-    rows, columns, depth = (_power_of_two(size, 16, 64) if size <= 128 else 128 for size in (m, n, k))
+    rows, columns, depth = (power_of_two(size, 16, 64) if size <= 128 else 128 for size in (m, n, k))
     return Config(rows, max(least, columns if n > 128 else 32), max(32, depth if k > 128 else 32), group_m=2, num_stages=1,
                   splits=2 if k > 64 else 1)  # fmt: skip
 
 
-def interpreted_skinny(role: str, m: int, n: int, k: int, *, dtype: str, **_: object) -> Config | None:
-    """Tiles of the strategy "skinny" for the interpreter; None where it has no kernel. Long sums are taken in steps, and shared."""
-    if role not in ("hidden", "output") or m > SKINNY_ROWS or (dtype == "float32" and m > 1):
-        return None
-    if m == 1:
-        return Config(1, 64, 32 if k > 64 else _power_of_two(k, 16, 64), num_stages=1, strategy="skinny")
-    return Config(_padded(m), 32, 64, num_stages=1, splits=2 if k > 40 else 1, strategy="skinny")
+interpreted_skinny = few_rows.interpreted
 
 
 def _tight(target: Target) -> bool:
@@ -262,6 +205,8 @@ def _wide(role: str, planes: int) -> int:
 
 def _descriptors(role: str, m: int, n: int, k: int, planes: int, target: Target) -> Config:
     roomy = target.shared_memory > 128 * 1024
+    if target.name == "sm_90" and role == "hidden" and m > 64:
+        return _hopper_hidden(m, n, k, planes)
     if m <= 64 or not roomy:
         block_n = 128 // _wide(role, planes) if role != "hidden_grad" else 64
         return Config(64, block_n, 64, num_warps=4, num_stages=4 if roomy else 2)
@@ -276,10 +221,6 @@ def _descriptors(role: str, m: int, n: int, k: int, planes: int, target: Target)
             return Config(128, 64 if half_empty else 128, 64, num_warps=4, num_stages=3, residency=2)
         # Left alone, ptxas stops here at 128 registers and spills a few bytes, for one more program than the memory holds.
         return Config(64, 128, 64, num_warps=4, num_stages=3, residency=2, registers=255)
-    if role == "hidden" and k <= 2048:
-        # A short sum: the activation is a large share, and two tiles in place of a wide one let it overlap (80 us against 86 at
-        # 1024x4096 gelu, m = 4096 on an H200).
-        return Config(128, 128, 64, num_warps=8, num_stages=4)
     # A wide tile reads least from shared memory; where it leaves processors idle, a square one is better.
     if -(-m // 128) * -(-n // 256) >= 132:
         return Config(128, 256, 64, num_warps=8, num_stages=3)
@@ -288,19 +229,52 @@ def _descriptors(role: str, m: int, n: int, k: int, planes: int, target: Target)
     return Config(128, 128, 64, num_warps=8, num_stages=4)
 
 
+def _two(planes: int) -> Config:
+    """Two programs a multiprocessor, of which one finishes its tile while the other multiplies."""
+    return Config(128, 128 // planes, 64, num_warps=8, num_stages=3, residency=2, registers=128)
+
+
+def _low(planes: int) -> Config:
+    """Half as many rows, twice as many columns: another number of tiles, where those of `_two` leave a last wave half empty."""
+    return Config(64, 256 // planes, 64, num_warps=8, num_stages=5)
+
+
+def _long_sum(m: int, n: int, planes: int) -> Config:
+    """Where the product is nearly all there is: the largest tile that there are enough of."""
+    wide = planes == 2 or -(-m // 128) * -(-n // 256) >= PROCESSORS
+    return Config(128, (256 if wide else 128) // planes, 64, num_warps=8, num_stages=3 if wide and planes == 1 else 4)
+
+
+def _filled(config: Config, m: int, n: int) -> float:
+    """The share of the time of all waves, the last one's too, that there are tiles for."""
+    tiles, at_once = -(-m // config.block_m) * -(-n // config.block_n), PROCESSORS * config.residency
+    return tiles / (at_once * -(-tiles // at_once))
+
+
+def _hopper_hidden(m: int, n: int, k: int, planes: int) -> Config:
+    if planes == 1 and k <= 1024 and m <= 1024:  # many small tiles
+        return Config(64 if m <= 256 else 128, 64, 64, num_warps=4, num_stages=4, residency=2)
+    if k > 2048 * planes:
+        return _long_sum(m, n, planes)
+    two, low = _two(planes), _low(planes)
+    return low if planes == 2 and _filled(two, m, n) < 0.9 and _filled(low, m, n) > 0.95 else two
+
+
 def _pointers(role: str, m: int, n: int, k: int, planes: int, target: Target) -> Config:
     # What finishes its tile with several others in registers, and addresses that are no multiple of anything, want smaller tiles.
     ragged, tight = n % 8 > 0 or k % 8 > 0, _tight(target)
     through = role == "hidden_grad"
-    block_m = _power_of_two(m, 16, 64 if ragged or (through and (tight or n <= 32)) else 128)
-    block_n = _power_of_two(n, 32, 64 if through or tight or (ragged and role == "hidden") else 128)
+    block_m = power_of_two(m, 16, 64 if ragged or (through and (tight or n <= 32)) else 128)
+    block_n = power_of_two(n, 32, 64 if through or tight or (ragged and role == "hidden") else 128)
+    if ragged and target.name == "sm_90" and not through:
+        return Config(block_m, 64 // _wide(role, planes), 32, num_warps=4, num_stages=3)
     full = block_m * block_n >= (64 * 64 if ragged or tight else 128 * (64 if through else 128))
     stages = 3 if target.kind == "cuda" and target.shared_memory > 64 * 1024 else 2
     return Config(block_m, max(16, block_n // _wide(role, planes)), 32, num_warps=8 if full else 4, num_stages=stages)
 
 
 def _float32(role: str, m: int, n: int, planes: int, target: Target) -> Config:
-    block_m, block_n = _power_of_two(m, 16, 64), _power_of_two(n, 16, 64 // _wide(role, planes))
+    block_m, block_n = power_of_two(m, 16, 64), power_of_two(n, 16, 64 // _wide(role, planes))
     if _tight(target):  # RDNA has no instruction for the product, and multiplies what it read of K in one piece
         return Config(block_m, block_n, 16 if target.kind == "hip" else 32, num_warps=8, num_stages=2)
     short = role in ("input_grad", "weight_grad") if target.name == "sm_90" else role == "hidden" and planes == 2

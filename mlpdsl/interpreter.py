@@ -11,6 +11,7 @@ inf and NaN. After `install()`:
   `input_precision` says "tf32", so that a kernel that forgot "ieee" is seen to have done so; every element is one sum in the
   order of K, as on a GPU, where numpy's product depends on where in the matrix it stands;
 * sums and scans of bfloat16 round at every step, max and min compare values;
+* `reciprocal`, a generated kernel's one line of inline assembly, is computed;
 * max, min and clamp without NaN propagation drop a NaN, as the GPU does (triton before 3.9 propagated it).
 
 A cast to fp8 saturates, as the GPU's `cvt.rn.satfinite` does: 1e6 becomes 448 in e4m3 and 57344 in e5m2, inf likewise.
@@ -40,6 +41,9 @@ Array = npt.NDArray[Any]
 Handle = Any  # triton_interpreter.TensorHandle: .data is a numpy array, .dtype a triton type
 
 _ir = triton_interpreter._ir
+
+RECIPROCAL = "rcp.approx.ftz.f32 $0, $1;"
+"""The inline assembly of `reciprocal` in templates/triton/module.py.jinja."""
 
 
 @dataclass(frozen=True)
@@ -303,6 +307,25 @@ def _refuse_atomic(original: Callable[..., Handle]) -> Callable[..., Handle]:
     return create_atomic_rmw
 
 
+@dataclass(frozen=True)
+class _Results:
+    """What `create_inline_asm` returns: the outputs, by number."""
+
+    handles: tuple[Handle, ...]
+
+    def get_result(self, index: int) -> Handle:
+        return self.handles[index]
+
+
+def _inline_asm(self: Any, asm: str, constraints: str, values: list[Handle], *_: Any) -> _Results:
+    """The one instruction that generated kernels have; float64 where a test has made everything so."""
+    if asm != RECIPROCAL:
+        raise NotImplementedError(f"inline assembly {asm!r} is not interpreted")
+    (x,) = values
+    with np.errstate(divide="ignore"):
+        return _Results((triton_interpreter.TensorHandle(np.reciprocal(x.data), x.dtype.scalar),))
+
+
 def _get_bf16(self: Any, value: float) -> Handle:
     """A bfloat16 constant, which triton before 3.9 cannot make."""
     return triton_interpreter.TensorHandle(BF16.encode(np.array([value], dtype=np.float32)), tl.bfloat16)
@@ -333,6 +356,7 @@ def install() -> None:
     builder.create_dot = _dot
     builder.create_atomic_rmw = _refuse_atomic(builder.create_atomic_rmw)
     builder.get_bf16 = _get_bf16
+    builder.create_inline_asm = _inline_asm
     reductions: Any = triton_interpreter.ReduceOps
     reductions.apply_impl = _reduce(reductions.apply_impl)
     scans: Any = triton_interpreter.ScanOps

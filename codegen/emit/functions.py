@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from mlpdsl.codegen.expr import snippet
@@ -16,13 +16,18 @@ _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=",
 _SIGNS = {"neg": "-{}", "invert": "~{}"}
 
 
+Idiom = tuple[str, tuple[Expr, ...]]
+"""What is written for a node, and the nodes whose texts it is filled with."""
+
+
 @dataclass(frozen=True)
 class Language:
     """How a language calls what `mlpdsl.codegen.expr.graph.ELEMENTARY` names and Python's operators do not; `max` and `min` must
-    let NaN through. `zeros_like` is a tile of zeros in the shape of another."""
+    let NaN through. `zeros_like` is a tile of zeros in the shape of another. `idiom` knows shorter words for some nodes."""
 
     calls: Mapping[str, str]
     zeros_like: str
+    idiom: Callable[[Expr], Idiom | None] = lambda node: None
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,10 @@ def print_function(
             text[id(node)] = repr(node.value)
             continue
         args = [text[id(a)] for a in node.args]
-        if node.op == "snippet":
+        idiom = language.idiom(node)
+        if idiom is not None:
+            printed = idiom[0].format(*(_bare(text[id(a)]) for a in idiom[1]))
+        elif node.op == "snippet":
             printed = f"({snippet.filled(node.name, args)})"
         elif node.op in _SIGNS:
             printed = _SIGNS[node.op].format(*args)

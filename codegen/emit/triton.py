@@ -5,12 +5,14 @@ Signature and launch are printed from the same `Arg` list, so they cannot drift 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mlpdsl.codegen.expr.graph import Expr
 from mlpdsl.codegen.plan import Plan
 
-from .functions import Function, Language, OperandView, device_functions, operand_views
+from .functions import Function, Idiom, Language, OperandView, device_functions, operand_views
 
 TEMPLATE = "triton/module.py.jinja"
 
@@ -25,6 +27,38 @@ _TRITON = Language(
     },
     zeros_like="tl.zeros_like({})",
 )  # fmt: skip
+
+
+def _idiom(node: Expr) -> Idiom | None:
+    """What NVIDIA GPUs do in fewer instructions than Triton writes, which has to allow for what cannot be here.
+
+    1 / (1 + q), for a q = exp(-|x|) or c·|x|, is one instruction where the quotient is seven: the sum is neither tiny nor, but at
+    infinity, huge. exp(c·x·x) for c < 0 may flush what float32 holds only as a denormal; 2 to the power of it takes four less.
+    """
+    a, b = (*node.args, node, node)[:2]
+    if (
+        node.op == "div"
+        and a.is_const(1.0)
+        and b.op == "add"
+        and any(_small(q) for q in b.args)
+        and any(n.is_const(1.0) for n in b.args)
+    ):
+        return "reciprocal({})", (b,)
+    if node.op == "exp" and a.op == "mul" and a.args[1].is_const() and a.args[1].value < 0.0:
+        square = a.args[0]
+        if square.op == "mul" and square.args[0] is square.args[1]:
+            return f"tl.exp2(({{}}) * {a.args[1].value / math.log(2.0)!r})", (square,)
+    return None
+
+
+def _small(q: Expr) -> bool:
+    """Whether q is exp(-|x|), or |x| times a positive number."""
+    if q.op == "exp":
+        return q.args[0].op == "neg" and q.args[0].args[0].op == "abs"
+    return q.op == "mul" and q.args[0].op == "abs" and q.args[1].is_const() and q.args[1].value > 0.0
+
+
+_CUDA = replace(_TRITON, idiom=_idiom)
 
 
 @dataclass(frozen=True)
@@ -99,12 +133,17 @@ class Module:
     def kernel(self, role: str, path: str) -> Kernel:
         return next(k for k in self.kernels if (k.role, k.path) == (role, path))
 
-    def halves(self, role: str) -> bool:
-        """Whether a forward kernel finishes its accumulator in two halves: all but bare products."""
-        return _halves(self.plan, role)
+    def strips(self, role: str) -> int:
+        """In how many strips of columns a forward kernel finishes its accumulator."""
+        return _strips(self.plan, role)
 
     def paths(self, role: str) -> tuple[str, ...]:
         return tuple(k.path for k in self.kernels if k.role == role)
+
+    @property
+    def reciprocal(self) -> bool:
+        """Whether any device function calls `reciprocal`."""
+        return any("reciprocal(" in line for function in self.functions for line in (*function.lines, *function.returns))
 
     @property
     def epilogue_grad(self) -> bool:
@@ -118,7 +157,7 @@ def emit(plan: Plan) -> Module:
     operands = operand_views(plan)
     return Module(
         plan=plan,
-        functions=tuple(device_functions(plan, operands, _TRITON)),
+        functions=tuple(device_functions(plan, operands, _CUDA if plan.target.kind == "cuda" else _TRITON)),
         kernels=tuple(_kernels(plan, operands)),
         operands=operands,
         dtype=_TL_DTYPE[plan.dtype],
@@ -220,10 +259,12 @@ def _biases(plan: Plan, planes: int) -> list[Arg]:
     return [_pointer(plan, "gate_bias", passed="biases[0]"), _pointer(plan, "up_bias", passed="biases[1]")]
 
 
-def _halves(plan: Plan, role: str) -> bool:
-    if role == "hidden":
-        return True
-    return plan.bias or bool(plan.epilogue.entries)
+def _strips(plan: Plan, role: str) -> int:
+    """Strips of the accumulator's columns, finished one after the other: 1 for bare products, 2 where gate and up, each half as
+    wide as the accumulator, are finished together, else 4. With fewer, registers or shared memory do not hold a second program."""
+    if role == "output" and not plan.bias and not plan.epilogue.entries:
+        return 1
+    return 2 if role == "hidden" and plan.gated else 4
 
 
 _STRIPS = 8
@@ -232,7 +273,8 @@ _STRIPS = 8
 
 def _forward_args(plan: Plan, path: str, hidden: bool, operands: Sequence[OperandView]) -> tuple[Arg, ...]:
     planes = plan.linears[0].planes if hidden else 1
-    out = ("BLOCK_M", "BLOCK_N // 2") if _halves(plan, "hidden" if hidden else "output") else ("BLOCK_M", "BLOCK_N")
+    strips = _strips(plan, "hidden" if hidden else "output")
+    out = ("BLOCK_M", f"BLOCK_N // {strips}" if strips > 1 else "BLOCK_N")
     args = _tensor(plan, path, "x", ("BLOCK_M", "BLOCK_K"), "mk") + _weights(plan, path, planes, reduce_rows=False)
     args += _biases(plan, planes)
     for o in operands:

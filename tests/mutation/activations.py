@@ -19,9 +19,12 @@ QUICK_GELU = "gate * " + SIGMOID.format("gate * 1.702")
 FUNCTIONS = [
     mutant("tanh-gelu for gelu", "gated float32 gated_tma", "activate", ("return t5 * up", f"return {TANH_GELU} * up")),
     mutant("quick-gelu for gelu", "gated float32", "activate", ("return t5 * up", f"return {QUICK_GELU} * up")),
-    # gelu(x) = x·(1 + erf(c·x))/2, c = √½; the text has c² = 0.5 and t = 1/(1 + 0.3|x|), which goes with x.
+    # gelu(x) = x·(1 + erf(c·x))/2, c = √½; the text has c²/ln 2 and t = 1/(1 + 0.3|x|), which goes with x.
     mutant("erf's constant 0.7071", "gated float32", "activate",
-           ("(gate * gate) * -0.5", "(gate * gate) * -0.49999041"), ("tl.abs(gate) * 0.3", "tl.abs(gate) * 0.29999712")),
+           ("(gate * gate) * -0.7213475204444817", "(gate * gate) * -0.72133368"),
+           ("tl.abs(gate) * 0.3", "tl.abs(gate) * 0.29999712")),
+    mutant("e's exponent for base 2", "gated float32", "activate", ("-0.7213475204444817", "-0.5")),
+    mutant("a reciprocal of 1 part in 4,096 too many", "gated float32 plain", "reciprocal", ("[x]", "[x * 0.999755859375]")),
     mutant("gelu' without its second term", "gated float32", "activate_grad", ("(t6 + t8)", "t6")),
     mutant("silu' without its second term", "plain", "activate_grad", ("return grad * t5", "return grad * t3")),
     mutant("tanh-gelu' with the derivative of its cube left out", "deep", "activate_grad",

@@ -79,8 +79,8 @@ BIASES = [
     mutant("bias after the activation", "plain_tma", "hidden_tma", ("activate(acc)", f"(activate(acc - {BIAS}) + {BIAS})")),
     mutant("bias of the first tile for all", "plain deep", "hidden_masked",
            ("tl.load(bias_ptr + cols, mask=cols < N", "tl.load(bias_ptr + cols % BLOCK_N, mask=cols < N")),
-    mutant("bias of the left half for the right", "plain_tma", "output_tma",
-           ("n += BLOCK_N // 2\n        cols = n + tl.arange(0, BLOCK_N // 2)", "n += BLOCK_N // 2")),
+    mutant("bias of the first strip for all", "plain_tma", "output_tma",
+           ("n += BLOCK_N // 4\n        cols = n + tl.arange(0, BLOCK_N // 4)", "n += BLOCK_N // 4")),
     mutant("layer_scale before the bias", "gated", "output_masked",
            ("finish(acc, layer_scale)", f"finish(acc - {BIAS}, layer_scale) + {BIAS}")),
 ]  # fmt: skip

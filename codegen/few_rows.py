@@ -1,0 +1,175 @@
+"""Configs of the strategy "skinny": forward kernels for up to 64 rows of x, which wait for weights and for nothing else.
+
+Of what was timed on an H200, each linear in a whole call, weights in the L2 and not (benchmarks/results/decode-h200.json has what
+became of it). On AMD nothing was timed, and loops of plain loads are not pipelined, so there is none.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from mlpdsl.target import Target
+
+from .plan import Config
+
+__all__ = ["PROCESSORS", "SKINNY_ROWS", "candidates", "fitted", "interpreted", "power_of_two", "skinny"]
+
+SKINNY_ROWS = 64
+"""The most rows of x for which there is a kernel of the strategy "skinny"."""
+
+
+PROCESSORS = 132
+"""Multiprocessors of an H100 or H200, whose waves of programs the rules count."""
+
+
+def power_of_two(n: int, low: int, high: int) -> int:
+    """The smallest power of two that holds n, between low and high."""
+    size = low
+    while size < n and size < high:
+        size *= 2
+    return size
+
+
+def skinny(role: str, m: int, n: int, k: int, *, dtype: str, planes: int, target: Target) -> Config | None:
+    """The config of a forward kernel for few rows; None where there is none: more rows, other roles, float32 beyond one row, AMD.
+
+    Small matrices are read in one piece, by a thousand programs; larger ones, and several rows, in steps with many on the way.
+    Where the columns are too few for tiles that feed four warps, the warps share each step of K instead (`splits`). wgmma takes
+    64 rows; up to 32 are cheaper by mma where the warps share K.
+    """
+    if role not in ("hidden", "output") or m > SKINNY_ROWS or target.kind != "cuda":
+        return None
+    if m == 1:
+        return _one_row(role, n, k, dtype, planes)
+    if dtype == "float32":
+        return None
+    if k % 8:  # loads of single elements
+        return _steps(m, n, k, target, planes, 16, 32, 3)
+    if n <= 32 or k < 256:
+        return _steps(m, n, k, target, planes, 32, 64, 3)
+    return (_sixteen if m <= 16 else _sixty_four)(m, n, k, planes, target)
+
+
+def _sixteen(m: int, n: int, k: int, planes: int, target: Target) -> Config:
+    if planes == 2:
+        return _steps(m, n, k, target, 2, 32, 64, 3) if k < 8192 else _steps(m, n, k, target, 2, 32, 128, 8)
+    if n >= 8192:
+        return _steps(m, n, k, target, 1, 64, 256, 4)
+    if k <= 1024 and n >= 3072:
+        return _steps(m, n, k, target, 1, 32, 128, 6)
+    if n >= 4096:
+        return _steps(m, n, k, target, 1, 32, 128, 8) if k <= 8192 else _steps(m, n, k, target, 1, 32, 256, 6, splits=4)
+    return _steps(m, n, k, target, 1, 16 if n >= 2048 else 8, 256, 6, splits=4)
+
+
+def _sixty_four(m: int, n: int, k: int, planes: int, target: Target) -> Config:
+    if planes == 2 and m <= 32 and k >= 8192 and n >= 16384 and target.shared_memory > 160 * 1024:
+        return Config(32, 128, 128, num_warps=8, num_stages=2, strategy="skinny")
+    if planes == 2:
+        wide, stages = (32, 6) if n <= 8192 else (64, 4)
+        return _steps(m, n, k, target, 2, wide, 64, stages, rows=64)
+    if n >= 8192:
+        return _steps(m, n, k, target, 1, 64, 128, 4, rows=64)
+    if k <= 1024 and n >= 3072:
+        return _steps(m, n, k, target, 1, 32, 64, 8, rows=64)
+    if n >= 4096:
+        return _steps(m, n, k, target, 1, 32, 128, 6, rows=64)
+    if m <= 32:
+        return _steps(m, n, k, target, 1, 16 if n >= 2048 else 8, 256, 6 if n >= 2048 else 4, splits=4)
+    return _steps(m, n, k, target, 1, 16, 128, 6, rows=64)
+
+
+def _steps(
+    m: int, n: int, k: int, target: Target, planes: int, wide: int, deep: int, stages: int, splits: int = 1, rows: int = 0
+) -> Config:
+    """Tiles of `wide` columns and `deep` of K, with as many of the stages as the target's shared memory holds.
+
+    A second wave of a few programs takes as long as one of many: where a little less in flight makes one wave of all, it is less.
+    """
+    height, deep = rows or _padded(m), power_of_two(k, 16, deep)
+
+    def resident(deep: int, stages: int) -> int:
+        return target.shared_memory // (2 * (height + planes * wide) * deep * stages + 2**10)
+
+    while stages > 2 and not resident(deep, stages):
+        stages -= 1
+    programs = -(-n // wide)
+    if 1 < programs / (PROCESSORS * max(1, resident(deep, stages))) < 2:
+        fewer = [(deep, s) for s in range(stages - 1, 2, -1)] + [(deep // 2, s) for s in range(6, 2, -1) if deep >= 32 * splits]
+        deep, stages = next((d for d in fewer if programs <= PROCESSORS * resident(*d)), (deep, stages))
+    return Config(height, wide, deep, num_warps=4, num_stages=stages, splits=splits, strategy="skinny")
+
+
+def _padded(m: int) -> int:
+    """How many rows a program is given for a few: what the matrix instruction takes."""
+    return 1 if m == 1 else power_of_two(m, 16, SKINNY_ROWS)
+
+
+def _heights(m: int) -> tuple[int, ...]:
+    """The heights of tiles for so many rows: the least, and the one that wgmma takes."""
+    return (_padded(m), SKINNY_ROWS) if 16 < m <= 32 else (_padded(m),)
+
+
+def fitted(config: Config, role: str, m: int, *, dtype: str) -> bool:
+    """Whether a config of the strategy "skinny", timed at about m rows, is one for m: of its own for one row, else of a tile that
+    holds them."""
+    if role not in ("hidden", "output") or m > SKINNY_ROWS or (dtype == "float32" and m > 1):
+        return False
+    return config.block_m in _heights(m)
+
+
+def _one_row(role: str, n: int, k: int, dtype: str, planes: int) -> Config:
+    wide = 2 if dtype == "float32" else 1
+    block_n = 8
+    while block_n > 1 and n < (384 if role == "hidden" else 500) * block_n:
+        block_n //= 2
+    block_k = power_of_two(k, 32, 4096)
+    if k % 8 or k > block_k or wide * planes * block_k > 8192:
+        whole = False
+    elif role == "output":
+        whole = n < 2048 or wide == 2
+    else:
+        whole = planes == 2 or n * k < 2**24
+    if whole:
+        block_n = min(block_n, 16384 // (wide * block_k))
+        if planes * n * k >= 2**24:  # gate and up of a large layer, a row of each at a time
+            block_n = 2 if n >= 16384 and block_k <= 2048 else 1
+            return Config(1, block_n, block_k, num_warps=8, num_stages=1, strategy="skinny")
+        return Config(1, block_n, block_k, num_warps=8 if block_n * block_k == 8192 else 4, num_stages=1, strategy="skinny")
+    if role == "output" and wide == 1 and n >= 2048 and k % 8 == 0:
+        if k <= 4096:
+            return Config(1, 4, min(block_k, 2048), num_warps=8, num_stages=4, strategy="skinny")
+        if n < 4096:
+            return Config(1, 8, 1024, num_warps=8, num_stages=3, strategy="skinny")
+    return Config(1, block_n if planes == 1 else min(block_n, 4), min(block_k, 512), num_stages=3, strategy="skinny")
+
+
+def candidates(m: int, n: int, k: int, planes: int) -> Iterator[Config]:
+    """Other tiles of the strategy "skinny", around what was found good."""
+    if m == 1:
+        whole = power_of_two(k, 32, 16384)
+        for block_n, block_k, num_warps in itertools.product((1, 2, 4, 8), sorted({whole, 512, 1024, 2048}), (4, 8)):
+            held = block_n * block_k * planes // (32 * num_warps)
+            if block_n <= n and block_k <= whole and 8 <= held <= 256 and (block_k < k or held >= 16):
+                stages = 1 if block_k >= k else 3
+                yield Config(1, block_n, block_k, num_warps=num_warps, num_stages=stages, strategy="skinny")
+        return
+    heights = _heights(m)
+    for block_m, block_n, block_k, stages in itertools.product(heights, (16, 32, 64), (64, 128, 256), (3, 4, 6)):
+        # A program has 32 KiB and more on the way, and there are enough of them to fill the chip once.
+        if block_k <= k and stages * planes * block_n * block_k >= 2**14 and n >= 32 * block_n:
+            yield Config(block_m, block_n, block_k, num_warps=4, num_stages=stages, strategy="skinny")
+    if m <= 32 and planes == 1:
+        for block_n, block_k, stages in itertools.product((8, 16, 32), (256, 512), (3, 4, 6)):
+            if block_k <= k:
+                yield Config(heights[0], block_n, block_k, num_warps=4, num_stages=stages, splits=4, strategy="skinny")
+
+
+def interpreted(role: str, m: int, n: int, k: int, *, dtype: str, **_: object) -> Config | None:
+    """Tiles of the strategy "skinny" for the interpreter; None where it has no kernel. Long sums are taken in steps, and shared."""
+    if role not in ("hidden", "output") or m > SKINNY_ROWS or (dtype == "float32" and m > 1):
+        return None
+    if m == 1:
+        return Config(1, 64, 32 if k > 64 else power_of_two(k, 16, 64), num_stages=1, strategy="skinny")
+    return Config(_padded(m), 32, 64, num_stages=1, splits=2 if k > 40 else 1, strategy="skinny")
