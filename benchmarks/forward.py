@@ -3,7 +3,8 @@
     python benchmarks/forward.py --out benchmarks/results/forward-h200.json
 
 Candidates are interleaved in one process, in both orders, each running for at least `--span` seconds at a stretch, so that all see
-the same power-limited clocks; times are medians over the stretches, spreads their quartiles. Inputs are random normal.
+the same power-limited clocks; times are medians over the stretches, spreads their quartiles. Inputs are random normal. Forward's
+`products` are the library's matrix products alone, no bias, no activation, memory already there: no MLP, but what one costs.
 """
 
 from __future__ import annotations
@@ -70,7 +71,15 @@ def candidates(spec: MLPSpec, m: int, train: bool) -> dict[str, Callable[[], Any
     grad = torch.randn(m, spec.d_out, device="cuda").to(dtype)
     calls = {"mlpdsl": mlpdsl.compile(spec, backend="triton"), "eager": mlpdsl.reference(spec)}
     if not train:
-        return {name: (lambda f=f: f(x, *params)) for name, f in calls.items()}
+        weights = [p for p in params if p.dim() == 2]
+        hidden = torch.randn(m, spec.dims[1], device="cuda").to(dtype)
+        results = [torch.empty(m, w.shape[0], device="cuda", dtype=dtype) for w in weights]
+
+        def products() -> None:
+            for w, result in zip(weights, results, strict=True):
+                torch.mm(hidden if w is weights[-1] else x, w.t(), out=result)
+
+        return {"products": products, **{name: (lambda f=f: f(x, *params)) for name, f in calls.items()}}
     return {name: (lambda f=f: torch.autograd.grad(f(x, *params), [x, *params], grad)) for name, f in calls.items()}
 
 
@@ -88,10 +97,16 @@ def measure(spec: MLPSpec, m: int, train: bool, span: float, rounds: int) -> dic
     for name, values in times.items():
         low, _, high = statistics.quantiles(values, n=4)
         row[name] = {"median_us": round(statistics.median(values), 2), "quartiles_us": [round(low, 2), round(high, 2)]}
-    ratios = [e / o for e, o in zip(times["eager"], times["mlpdsl"], strict=True)]
-    row["speedup"] = round(statistics.median(ratios), 4)
-    row["speedup_range"] = [round(min(ratios), 4), round(max(ratios), 4)]
+    row["speedup"], row["speedup_range"] = ratio(times["eager"], times["mlpdsl"])
+    if "products" in times:
+        row["over_products"], row["over_products_range"] = ratio(times["mlpdsl"], times["products"])
     return row
+
+
+def ratio(above: list[float], below: list[float]) -> tuple[float, list[float]]:
+    """The median of the rounds' ratios, the lowest and the highest."""
+    found = [a / b for a, b in zip(above, below, strict=True)]
+    return round(statistics.median(found), 4), [round(min(found), 4), round(max(found), 4)]
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 python benchmarks/table.py benchmarks/results/forward-h200.json
 python benchmarks/table.py --floors benchmarks/results/forward-h200.json
+python benchmarks/table.py --products benchmarks/results/forward-h200.json
+python benchmarks/table.py --first benchmarks/results/first-call-h200.json
 python benchmarks/table.py --decode benchmarks/results/decode-h200.json
 python benchmarks/table.py --host benchmarks/results/host-h200.json
 python benchmarks/table.py --pallas benchmarks/results/pallas-h200.json
@@ -49,6 +51,25 @@ def floors(path: Path) -> str:
         floor = floor_of(measured, Ceilings(known.bandwidth, known.products, {}))
         over = (f"{row[who]['median_us'] / floor.us:.2f}" for who in ("mlpdsl", "eager"))
         lines.append(f"| {title} | {floor.us:.0f} | {floor.by} | {' | '.join(over)} |")
+    return "\n".join(lines)
+
+
+def products(path: Path) -> str:
+    """Every row beside the library's bare products of the same matrices."""
+    lines = ["| MLP, rows | bare products, µs | mlpdsl / them (lowest, highest) | eager PyTorch / them |", "|---|---|---|---|"]
+    for name, row in json.loads(path.read_text())["rows"].items():
+        (low, high), bare = row["over_products_range"], row["products"]["median_us"]
+        over = f"{row['over_products']:.2f} ({low:.2f}, {high:.2f})"
+        lines.append(f"| {name.replace('-m', ', M = ')} | {bare:.0f} | {over} | {row['eager']['median_us'] / bare:.2f} |")
+    return "\n".join(lines)
+
+
+def first(path: Path) -> str:
+    """Seconds of a first call, with Triton's cache empty and with the kernels in it."""
+    lines = ["| MLP, rows | nothing compiled yet, s | compiled before, s |", "|---|---|---|"]
+    for name, row in json.loads(path.read_text())["rows"].items():
+        cells = (f"{row[which]['median_s']:.2f}" for which in ("cold", "warm"))
+        lines.append(f"| {name.replace('-m', ', M = ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -105,5 +126,7 @@ def _range(factors: list[float | None]) -> str:
 
 
 if __name__ == "__main__":
-    KINDS = {"--floors": floors, "--decode": decode, "--host": host, "--pallas": pallas}
+    KINDS = {
+        "--floors": floors, "--products": products, "--first": first, "--decode": decode, "--host": host, "--pallas": pallas,
+    }  # fmt: skip
     print(KINDS[sys.argv[1]](Path(sys.argv[2])) if sys.argv[1] in KINDS else table(Path(sys.argv[1])))

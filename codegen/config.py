@@ -120,7 +120,7 @@ def candidates(
     """Configs worth timing for one launch, each once, the usual one first; arguments as for `usual` and `library`.
 
     The library's product; every tile that registers and the target's shared memory allow, by estimate, where it is no larger than
-    the product asks for; and the rule's config with other groups, stages, residency and splits: ten to sixty.
+    the product asks for; and the rule's config with other groups, stages, residency and splits: ten to ninety.
     """
     first = usual(role, path, m, n, k, dtype=dtype, precision=precision, planes=planes, target=target)
     default = choose(role, path, m, n, k, dtype=dtype, planes=planes, target=target)

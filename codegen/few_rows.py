@@ -92,10 +92,10 @@ def _steps(
     def resident(deep: int, stages: int) -> int:
         return target.shared_memory // (2 * (height + planes * wide) * deep * stages + 2**10)
 
-    while stages > 2 and not resident(deep, stages):
-        stages -= 1
+    while not resident(deep, stages):
+        deep, stages = (deep // 2, stages) if stages == 3 and deep > 64 else (deep, stages - 1)
     programs = -(-n // wide)
-    if 1 < programs / (PROCESSORS * max(1, resident(deep, stages))) < 2:
+    if 1 < programs / (PROCESSORS * resident(deep, stages)) < 2:
         fewer = [(deep, s) for s in range(stages - 1, 2, -1)] + [(deep // 2, s) for s in range(6, 2, -1) if deep >= 32 * splits]
         deep, stages = next((d for d in fewer if programs <= PROCESSORS * resident(*d)), (deep, stages))
     return Config(height, wide, deep, num_warps=4, num_stages=stages, splits=splits, strategy="skinny")
@@ -156,7 +156,8 @@ def candidates(m: int, n: int, k: int, planes: int) -> Iterator[Config]:
                 yield Config(1, block_n, block_k, num_warps=num_warps, num_stages=stages, strategy="skinny")
         return
     heights = _heights(m)
-    for block_m, block_n, block_k, stages in itertools.product(heights, (16, 32, 64), (64, 128, 256), (3, 4, 6)):
+    some = (3, 4, 6) if len(heights) == 1 else (3, 6)
+    for block_m, block_n, block_k, stages in itertools.product(heights, (16, 32, 64), (64, 128, 256), some):
         # A program has 32 KiB and more on the way, and there are enough of them to fill the chip once.
         if block_k <= k and stages * planes * block_n * block_k >= 2**14 and n >= 32 * block_n:
             yield Config(block_m, block_n, block_k, num_warps=4, num_stages=stages, strategy="skinny")

@@ -1,0 +1,107 @@
+"""The rule for configs: what it takes where, and what must hold wherever it is asked."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from mlpdsl.codegen import config as rule
+from mlpdsl.codegen import few_rows
+from mlpdsl.codegen.few_rows import PROCESSORS
+from mlpdsl.codegen.plan import Config
+from mlpdsl.target import TARGETS
+
+SM_90 = TARGETS["sm_90"]
+CUDA = [target for target in TARGETS.values() if target.kind == "cuda"]
+WIDTHS = (1, 13, 64, 96, 333, 768, 1024, 2048, 2560, 4096, 5120, 8192, 10240, 14336, 28672)
+ROWS = (1, 2, 8, 16, 17, 32, 33, 64)
+
+
+def usual(role: str, m: int, n: int, k: int, planes: int = 1, path: str = "", **words: Any) -> Config:
+    path = path or ("masked" if n % 8 or k % 8 else "tma")
+    given = {"dtype": "bfloat16", "precision": "ieee", "target": SM_90} | words
+    return rule.usual(role, path, m, n, k, planes=planes, **given)
+
+
+def held(c: Config, planes: int) -> int:
+    """Bytes of shared memory that the operands of all stages take."""
+    return 2 * c.num_stages * (c.block_m + planes * c.block_n) * c.block_k
+
+
+@pytest.mark.parametrize("target", CUDA, ids=lambda t: t.name)
+def test_kernels_for_few_rows_hold_the_rows_and_fit(target: Any) -> None:
+    for m, n, k, planes in itertools.product(ROWS, WIDTHS, WIDTHS, (1, 2)):
+        for role in ("hidden", "output") if planes == 1 else ("hidden",):
+            c = few_rows.skinny(role, m, n, k, dtype="bfloat16", planes=planes, target=target)
+            assert c is not None and c.block_m >= m and (c.block_m == 1) == (m == 1), (m, n, k)
+            assert few_rows.fitted(c, role, m, dtype="bfloat16"), (m, n, k)
+            if m > 1:
+                assert held(c, planes) <= target.shared_memory and c.num_stages >= 2, (m, n, k, c)
+                assert c.block_k >= 16 * c.splits, (m, n, k, c)
+
+
+@pytest.mark.parametrize(("role", "m", "n", "k", "planes"), [
+    ("output", 8, 5120, 13824, 1), ("output", 64, 5120, 13824, 1), ("hidden", 64, 18944, 3584, 2), ("hidden", 64, 24576, 3072, 2),
+    ("hidden", 8, 10240, 2560, 1), ("hidden", 64, 10240, 2560, 1),
+])  # fmt: skip
+def test_one_wave_where_less_in_flight_makes_it_one(role: str, m: int, n: int, k: int, planes: int) -> None:
+    """As many stages as a block may hold would leave a second wave of a few programs."""
+    c = few_rows.skinny(role, m, n, k, dtype="bfloat16", planes=planes, target=SM_90)
+    assert c is not None
+    programs, resident = -(-n // c.block_n), SM_90.shared_memory // (held(c, planes) + 2**10)
+    assert PROCESSORS < programs <= PROCESSORS * resident
+    more = SM_90.shared_memory // (held(c, planes) // c.num_stages * (c.num_stages + 2) + 2**10)
+    assert programs > PROCESSORS * more or more == resident
+
+
+def test_thirty_two_rows_have_tiles_of_two_heights() -> None:
+    for m, heights in ((1, {1}), (2, {16}), (16, {16}), (17, {32, 64}), (32, {32, 64}), (33, {64}), (64, {64})):
+        fits = {h for h in (1, 16, 32, 64) if few_rows.fitted(Config(h, 16, 64, strategy="skinny"), "hidden", m, dtype="bfloat16")}
+        found = {c.block_m for c in few_rows.candidates(m, 4096, 4096, 1)}
+        assert fits == heights and found == heights, m
+
+
+TWO = dict(block_m=128, num_warps=8, residency=2, registers=128)
+LOW = dict(block_m=64, num_warps=8, num_stages=5, residency=1)
+
+
+@pytest.mark.parametrize(("m", "n", "k", "planes", "wanted"), [
+    (4096, 4096, 1024, 1, TWO | {"block_n": 128}),
+    (4096, 14336, 4096, 2, TWO | {"block_n": 64}),
+    (512, 16384, 2048, 2, TWO | {"block_n": 64}),
+    (512, 14336, 4096, 2, LOW | {"block_n": 128}),  # `_two` would leave the last of four waves three fifths empty
+    (4096, 28672, 8192, 2, {"block_m": 128, "block_n": 128, "residency": 1}),
+    (256, 14336, 4096, 2, {"strategy": "library"}),
+    (512, 11008, 4096, 2, {"strategy": "library"}),
+    (4096, 4096, 4096, 1, {"strategy": "library"}),
+    (1021, 1111, 333, 1, {"block_m": 64, "block_n": 64, "num_warps": 4, "strategy": "two_stage"}),
+    (4093, 2749, 1021, 2, {"strategy": "library"}),
+])  # fmt: skip
+def test_first_linears_on_hopper(m: int, n: int, k: int, planes: int, wanted: dict[str, Any]) -> None:
+    found = usual("hidden", m, n, k, planes).to_dict()
+    assert {name: found[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(("m", "n", "k", "strategy"), [
+    (1, 1024, 4096, "skinny"), (16, 1024, 4096, "skinny"), (32, 1024, 4096, "skinny"), (64, 1024, 4096, "library"),
+    (32, 2048, 8192, "skinny"), (32, 2048, 16384, "library"), (64, 4096, 14336, "skinny"), (64, 64, 64, "skinny"),
+    (13, 577, 1111, "library"), (1, 577, 1111, "skinny"), (4096, 1024, 4096, "library"), (4093, 577, 1111, "two_stage"),
+    (127, 577, 1111, "library"),
+])  # fmt: skip
+def test_last_linears_on_hopper(m: int, n: int, k: int, strategy: str) -> None:
+    assert usual("output", m, n, k).strategy == strategy
+
+
+def test_one_row_of_float32_whose_rows_are_no_whole_16_bytes_is_the_librarys() -> None:
+    assert usual("hidden", 1, 1111, 333, dtype="float32").strategy == "library"
+    assert usual("hidden", 1, 1111, 332, dtype="float32").strategy == "skinny"
+
+
+def test_whether_the_library_multiplies_does_not_depend_on_the_path() -> None:
+    """What is rounded must not follow alignment."""
+    for m, n, k, planes in itertools.product((1, 16, 64, 65, 128, 256, 512, 1000, 4096), WIDTHS, WIDTHS, (1, 2)):
+        for role, target in itertools.product(("hidden", "output") if planes == 1 else ("hidden",), (SM_90, TARGETS["sm_100"])):
+            by_path = {usual(role, m, n, k, planes, path, target=target).strategy == "library" for path in ("tma", "masked")}
+            assert len(by_path) == 1, (role, m, n, k, planes, target.name)
