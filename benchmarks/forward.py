@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from decode import captured
 from header import header
 
 import mlpdsl
@@ -83,8 +84,10 @@ def candidates(spec: MLPSpec, m: int, train: bool) -> dict[str, Callable[[], Any
     return {name: (lambda f=f: torch.autograd.grad(f(x, *params), [x, *params], grad)) for name, f in calls.items()}
 
 
-def measure(spec: MLPSpec, m: int, train: bool, span: float, rounds: int) -> dict[str, Any]:
+def measure(spec: MLPSpec, m: int, train: bool, span: float, rounds: int, graph: bool = False) -> dict[str, Any]:
     calls = candidates(spec, m, train)
+    with torch.set_grad_enabled(train):
+        calls = {name: captured(call) if graph else call for name, call in calls.items()}
     for call in calls.values():  # compile, then heat up: the first seconds run at clocks that do not last
         call()
         stretch(call, 2 * span)
@@ -116,13 +119,16 @@ def main() -> None:
     parser.add_argument("--span", type=float, default=0.3, help="seconds of one stretch")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--train", action="store_true", help="forward and backward, every gradient")
+    parser.add_argument("--graph", action="store_true", help="forward replayed from CUDA graphs, not called")
     options = parser.parse_args()
+    if options.graph and options.train:
+        parser.error("--graph is for forward: leave out --train")
     result: dict[str, Any] = {**header(torch.cuda.get_device_name()), "rows": {}}
     torch.manual_seed(0)
     for name in options.rows:
         spec, m = ROWS[name]
         began = time.time()
-        row = result["rows"][name] = measure(spec, m, options.train, options.span, options.rounds)
+        row = result["rows"][name] = measure(spec, m, options.train, options.span, options.rounds, options.graph)
         print(f"{name:<34} mlpdsl {row['mlpdsl']['median_us']:>9.1f} us  eager {row['eager']['median_us']:>9.1f} us  "
               f"{row['speedup']:.3f}x {row['speedup_range']} ({time.time() - began:.0f} s)", flush=True)  # fmt: skip
         options.out.parent.mkdir(parents=True, exist_ok=True)

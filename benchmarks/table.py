@@ -5,6 +5,7 @@ python benchmarks/table.py --floors benchmarks/results/forward-h200.json
 python benchmarks/table.py --products benchmarks/results/forward-h200.json
 python benchmarks/table.py --first benchmarks/results/first-call-h200.json
 python benchmarks/table.py --decode benchmarks/results/decode-h200.json
+python benchmarks/table.py --suite benchmarks/results/bench-seeds-h200.json
 python benchmarks/table.py --host benchmarks/results/host-h200.json
 python benchmarks/table.py --pallas benchmarks/results/pallas-h200.json
 """
@@ -85,6 +86,21 @@ def decode(path: Path) -> str:
     return "\n".join(lines)
 
 
+def suite(path: Path) -> str:
+    """A file of `mlpdsl bench`, sustained replays with a hot L2: a line an MLP, a column a number of rows, cells as in `decode`, in
+    italics where mlpdsl is slower."""
+    rows = json.loads(path.read_text())["rows"]
+    counts = sorted({row["m"] for row in rows})
+    lines = ["| µs (best of torch / mlpdsl) | " + " | ".join(f"M = {m}" for m in counts) + " |", "|---" * (1 + len(counts)) + "|"]
+    cells: dict[str, dict[int, str]] = {}
+    for row in rows:
+        hot = next(found for found in row["measured"] if (found["launch"], found["cache"]) == ("graph", "hot"))
+        text = f"{hot['times']['mlpdsl']['median_us']:.3g} ({hot['ratio']:.2f})"
+        cells.setdefault(row["name"], {})[row["m"]] = f"*{text}*" if hot["interval"][1] < 1 else text
+    lines += [f"| {name} | " + " | ".join(found.get(m, "") for m in counts) + " |" for name, found in cells.items()]
+    return "\n".join(lines)
+
+
 def host(path: Path) -> str:
     """Host time of a call, in microseconds and in calls of F.linear."""
     lines = ["| MLP, M = 1 | F.linear, µs | mlpdsl, µs | eager PyTorch, µs |", "|---|---|---|---|"]
@@ -127,6 +143,12 @@ def _range(factors: list[float | None]) -> str:
 
 if __name__ == "__main__":
     KINDS = {
-        "--floors": floors, "--products": products, "--first": first, "--decode": decode, "--host": host, "--pallas": pallas,
-    }  # fmt: skip
+        "--floors": floors,
+        "--products": products,
+        "--first": first,
+        "--decode": decode,
+        "--suite": suite,
+        "--host": host,
+        "--pallas": pallas,
+    }
     print(KINDS[sys.argv[1]](Path(sys.argv[2])) if sys.argv[1] in KINDS else table(Path(sys.argv[1])))
