@@ -266,8 +266,8 @@ def _pointers(role: str, m: int, n: int, k: int, planes: int, target: Target) ->
     through = role == "hidden_grad"
     block_m = power_of_two(m, 16, 64 if ragged or (through and (tight or n <= 32)) else 128)
     block_n = power_of_two(n, 32, 64 if through or tight or (ragged and role == "hidden") else 128)
-    if ragged and target.name == "sm_90" and not through:
-        return Config(block_m, 64 // _wide(role, planes), 32, num_warps=4, num_stages=3)
+    if ragged and target.name == "sm_90" and role in ("hidden", "output"):
+        return Config(block_m, power_of_two(n, 32, 64) // _wide(role, planes), 32, num_warps=4, num_stages=3)
     full = block_m * block_n >= (64 * 64 if ragged or tight else 128 * (64 if through else 128))
     stages = 3 if target.kind == "cuda" and target.shared_memory > 64 * 1024 else 2
     return Config(block_m, max(16, block_n // _wide(role, planes)), 32, num_warps=8 if full else 4, num_stages=stages)
