@@ -1,7 +1,7 @@
 """The Pallas kernels for Hopper on the GPU they are for, against the oracle. They need jax with its CUDA plugin.
 
-Each spec in a process of its own, this file run as a program: in processes where JAX had started, captures of CUDA graphs by torch ended
-now and then with an error of another thread's.
+Each spec in a process of its own, this file run as a program: in processes where JAX had started, torch's captures of CUDA graphs
+ended now and then with an error of another thread's.
 """
 
 from __future__ import annotations
