@@ -31,9 +31,12 @@ where they may be so large, which waste little of a large batch and still leave 
 
 
 @lru_cache(maxsize=4096)
-def usual(role: str, path: str, m: int, n: int, k: int, *, dtype: str, precision: str, planes: int, target: Target) -> Config:
+def usual(
+    role: str, path: str, m: int, n: int, k: int, *, dtype: str, precision: str, planes: int, target: Target, epilogue: bool = False
+) -> Config:
     """The config of one launch where rows may depend on the batch: the library's product where a generated kernel is not known to
-    be as fast, else what `choose` says; arguments as there."""
+    be as fast, else what `choose` says; arguments as there. `epilogue`: whether anything follows the last linear's product, which
+    after the library's is a pass."""
     chosen = choose(role, path, m, n, k, dtype=dtype, planes=planes, target=target)
     if target.kind != "cuda":
         return chosen
@@ -43,8 +46,16 @@ def usual(role: str, path: str, m: int, n: int, k: int, *, dtype: str, precision
     else:
         fused = _fused(m, n, k, planes, target) if role == "hidden" else role != "output" or _ragged(m, n, k, target)
         slower = exact or (dtype != "float32" and not fused)
+        if epilogue and dtype != "float32" and target.name == "sm_90" and _worth_a_kernel(role, m, n, k):
+            # Few columns of a long sum: many small tiles, deep ones.
+            return Config(64, 64, 128, num_warps=4, num_stages=6) if m <= 512 and path == "tma" else chosen
     other = library(role, m, n, dtype=dtype, planes=planes) if slower else None
     return other or chosen
+
+
+def _worth_a_kernel(role: str, m: int, n: int, k: int) -> bool:
+    """Whether the last linear with its epilogue in one kernel is faster than the library's product and a pass, on an H200."""
+    return role == "output" and k % 8 == n % 8 == 0 and ((k >= 8192 and m >= 1024) or (n <= 1024 and k >= 2048 and 64 < m <= 512))
 
 
 def _long(role: str, m: int, n: int, k: int) -> bool:
@@ -115,14 +126,14 @@ def library(role: str, m: int, n: int, *, dtype: str, planes: int) -> Config | N
 
 
 def candidates(
-    role: str, path: str, m: int, n: int, k: int, *, dtype: str, precision: str, planes: int, target: Target
+    role: str, path: str, m: int, n: int, k: int, *, dtype: str, precision: str, planes: int, target: Target, epilogue: bool = False
 ) -> list[Config]:
     """Configs worth timing for one launch, each once, the usual one first; arguments as for `usual` and `library`.
 
     The library's product; every tile that registers and the target's shared memory allow, by estimate, where it is no larger than
     the product asks for; and the rule's config with other groups, stages, residency and splits: ten to ninety.
     """
-    first = usual(role, path, m, n, k, dtype=dtype, precision=precision, planes=planes, target=target)
+    first = usual(role, path, m, n, k, dtype=dtype, precision=precision, planes=planes, target=target, epilogue=epilogue)
     default = choose(role, path, m, n, k, dtype=dtype, planes=planes, target=target)
     other = library(role, m, n, dtype=dtype, planes=planes)
     found = [default] + ([] if other is None else [other])
@@ -209,7 +220,9 @@ def _descriptors(role: str, m: int, n: int, k: int, planes: int, target: Target)
         return _hopper_hidden(m, n, k, planes)
     if m <= 64 or not roomy:
         block_n = 128 // _wide(role, planes) if role != "hidden_grad" else 64
-        return Config(64, block_n, 64, num_warps=4, num_stages=4 if roomy else 2)
+        # As below, ptxas stops early for this kernel where it is left alone.
+        bounded = role == "hidden_grad" and target.name != "sm_90"
+        return Config(64, block_n, 64, num_warps=4, num_stages=4 if roomy else 2, registers=255 if bounded else 0)
     if role == "hidden" and planes == 2:
         return Config(128, 128, 64, num_warps=8, num_stages=4 if m <= 128 else 3)
     if role == "hidden_grad":

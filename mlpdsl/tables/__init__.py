@@ -132,7 +132,7 @@ def decide(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_invar
     if ours:
         return Decision(by_rule, None)
     words = {"dtype": plan.dtype, "precision": plan.precision, "planes": planes, "target": plan.target}
-    return Decision(rule.usual(role, path, rows, n, k, **words), None)
+    return Decision(rule.usual(role, path, rows, n, k, epilogue=product.epilogue, **words), None)
 
 
 def find(target: str, product: Product, m: int) -> tuple[Row, Point] | None:

@@ -45,7 +45,7 @@ class Job:
     def candidates(self) -> list[Config]:
         """The rule's config, then everything else worth timing."""
         p = self.product
-        words = {"dtype": p.dtype, "precision": p.precision, "planes": p.planes, "target": self.target}
+        words = {"dtype": p.dtype, "precision": p.precision, "planes": p.planes, "target": self.target, "epilogue": p.epilogue}
         return rule.candidates(p.role, p.path, self.m, self.n, self.k, **words)  # type: ignore[arg-type]
 
     def __str__(self) -> str:

@@ -105,3 +105,18 @@ def test_whether_the_library_multiplies_does_not_depend_on_the_path() -> None:
         for role, target in itertools.product(("hidden", "output") if planes == 1 else ("hidden",), (SM_90, TARGETS["sm_100"])):
             by_path = {usual(role, m, n, k, planes, path, target=target).strategy == "library" for path in ("tma", "masked")}
             assert len(by_path) == 1, (role, m, n, k, planes, target.name)
+
+
+@pytest.mark.parametrize(("m", "n", "k", "wanted"), [
+    (4096, 4096, 14336, {"strategy": "two_stage", "block_n": 256}),
+    (512, 1024, 4096, {"strategy": "two_stage", "block_k": 128}),
+    (200, 1024, 4096, {"strategy": "two_stage", "block_k": 128}),
+    (512, 4096, 14336, {"strategy": "library"}),
+    (4096, 1024, 4096, {"strategy": "library"}),
+])  # fmt: skip
+def test_an_epilogue_may_make_the_last_linear_a_kernel(m: int, n: int, k: int, wanted: dict[str, Any]) -> None:
+    found = usual("output", m, n, k, epilogue=True).to_dict()
+    assert {name: found[name] for name in wanted} == wanted
+    assert usual("output", m, n, k, epilogue=False).strategy == "library"
+    masked = usual("output", m, n, k, path="masked", epilogue=True)
+    assert (masked.strategy == "library") == (wanted["strategy"] == "library")
