@@ -129,8 +129,8 @@ def _one_row(role: str, n: int, k: int, dtype: str, planes: int) -> Config:
         whole = False
     elif role == "output":
         whole = n < 2048 or wide == 2
-    else:
-        whole = planes == 2 or n * k < 2**24
+    else:  # a large layer's rows where they nearly fill what is a power of two
+        whole = planes * n * k < 2**24 or (planes == 2 and 5 * k >= 4 * block_k)
     if whole:
         block_n = min(block_n, 16384 // (wide * block_k))
         if planes * n * k >= 2**24:  # gate and up of a large layer, a row of each at a time

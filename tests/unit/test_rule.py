@@ -120,3 +120,9 @@ def test_an_epilogue_may_make_the_last_linear_a_kernel(m: int, n: int, k: int, w
     assert usual("output", m, n, k, epilogue=False).strategy == "library"
     masked = usual("output", m, n, k, path="masked", epilogue=True)
     assert (masked.strategy == "library") == (wanted["strategy"] == "library")
+
+
+@pytest.mark.parametrize(("n", "k", "deep"), [(14336, 4096, 4096), (18944, 3584, 4096), (24576, 3072, 512), (13824, 5120, 512)])
+def test_gate_and_up_of_a_large_layer_in_one_piece_where_it_is_nearly_full(n: int, k: int, deep: int) -> None:
+    """Or a quarter of the threads would read nothing."""
+    assert usual("hidden", 1, n, k, 2).block_k == deep
