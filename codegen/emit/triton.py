@@ -35,19 +35,14 @@ def _idiom(node: Expr) -> Idiom | None:
     1 / (1 + q), for a q = exp(-|x|) or c·|x|, is one instruction where the quotient is seven: the sum is neither tiny nor, but at
     infinity, huge. exp(c·x·x) for c < 0 may flush what float32 holds only as a denormal; 2 to the power of it takes four less.
     """
-    a, b = (*node.args, node, node)[:2]
-    if (
-        node.op == "div"
-        and a.is_const(1.0)
-        and b.op == "add"
-        and any(_small(q) for q in b.args)
-        and any(n.is_const(1.0) for n in b.args)
-    ):
-        return "reciprocal({})", (b,)
-    if node.op == "exp" and a.op == "mul" and a.args[1].is_const() and a.args[1].value < 0.0:
-        square = a.args[0]
-        if square.op == "mul" and square.args[0] is square.args[1]:
-            return f"tl.exp2(({{}}) * {a.args[1].value / math.log(2.0)!r})", (square,)
+    if node.op == "div" and node.args[0].is_const(1.0):
+        total = node.args[1]
+        if total.op == "add" and any(a.is_const(1.0) for a in total.args) and any(map(_small, total.args)):
+            return "reciprocal({})", (total,)
+    if node.op == "exp" and node.args[0].op == "mul":
+        square, c = node.args[0].args
+        if c.is_const() and c.value < 0.0 and square.op == "mul" and square.args[0] is square.args[1]:
+            return f"tl.exp2(({{}}) * {c.value / math.log(2.0)!r})", (square,)
     return None
 
 
@@ -267,7 +262,7 @@ def _strips(plan: Plan, role: str) -> int:
     return 2 if role == "hidden" and plan.gated else 4
 
 
-_STRIPS = 8
+_GRAD_STRIPS = 8
 """In how many strips of columns the gradient of an activation is finished: with 4, gated and mish gradients spill."""
 
 
@@ -307,7 +302,7 @@ def _epilogue_grad_args(plan: Plan, operands: Sequence[OperandView]) -> tuple[Ar
 
 
 def _hidden_grad_args(plan: Plan, path: str) -> tuple[Arg, ...]:
-    out = ("BLOCK_M", f"BLOCK_N // {_STRIPS}")
+    out = ("BLOCK_M", f"BLOCK_N // {_GRAD_STRIPS}")
     args = _tensor(plan, path, "grad", ("BLOCK_M", "BLOCK_K"), "mk") + _weights(plan, path, 1, reduce_rows=True)
     args += _tensor(plan, path, "preact", ("1", *out), "pmn")
     args += _tensor(plan, path, "preact_grad", ("1", *out), "pmn")
