@@ -64,10 +64,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    name = subprocess.run(
-        [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"], capture_output=True, text=True
-    )
-    result: dict[str, Any] = {**header(name.stdout.strip()), "rows": {}}
+    ask = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
+    gpu = subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip()
+    result: dict[str, Any] = {**header(gpu), "rows": {}}
     for title, (spec, m) in SPECS.items():
         cold, warm = [], []
         for _ in range(options.rounds):

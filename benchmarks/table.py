@@ -74,31 +74,30 @@ def first(path: Path) -> str:
     return "\n".join(lines)
 
 
+def grid(title: str, cells: dict[str, dict[int, str]]) -> str:
+    """A line an MLP, a column a number of rows."""
+    counts = sorted({m for found in cells.values() for m in found})
+    lines = [f"| {title} | " + " | ".join(f"M = {m}" for m in counts) + " |", "|---" * (1 + len(counts)) + "|"]
+    lines += [f"| {name} | " + " | ".join(found.get(m, "") for m in counts) + " |" for name, found in cells.items()]
+    return "\n".join(lines)
+
+
 def decode(path: Path) -> str:
-    """A line an MLP, a column a number of rows: microseconds, and how many times as fast as eager PyTorch."""
-    rows = json.loads(path.read_text())["rows"].values()
-    counts = sorted({row["m"] for row in rows})
-    lines = ["| µs (eager PyTorch / mlpdsl) | " + " | ".join(f"M = {m}" for m in counts) + " |", "|---" * (1 + len(counts)) + "|"]
+    """A cell: microseconds, and how many times as fast as eager PyTorch."""
     cells: dict[str, dict[int, str]] = {}
     for name, row in json.loads(path.read_text())["rows"].items():
         cells.setdefault(name.rpartition("-m")[0], {})[row["m"]] = f"{row['mlpdsl_us']:.3g} ({row['speedup']:.2f})"
-    lines += [f"| {name} | {' | '.join(found[m] for m in counts)} |" for name, found in cells.items()]
-    return "\n".join(lines)
+    return grid("µs (eager PyTorch / mlpdsl)", cells)
 
 
 def suite(path: Path) -> str:
-    """A file of `mlpdsl bench`, sustained replays with a hot L2: a line an MLP, a column a number of rows, cells as in `decode`, in
-    italics where mlpdsl is slower."""
-    rows = json.loads(path.read_text())["rows"]
-    counts = sorted({row["m"] for row in rows})
-    lines = ["| µs (best of torch / mlpdsl) | " + " | ".join(f"M = {m}" for m in counts) + " |", "|---" * (1 + len(counts)) + "|"]
+    """A file of `mlpdsl bench`, sustained replays with a hot L2: cells as in `decode`, in italics where mlpdsl is slower."""
     cells: dict[str, dict[int, str]] = {}
-    for row in rows:
+    for row in json.loads(path.read_text())["rows"]:
         hot = next(found for found in row["measured"] if (found["launch"], found["cache"]) == ("graph", "hot"))
         text = f"{hot['times']['mlpdsl']['median_us']:.3g} ({hot['ratio']:.2f})"
         cells.setdefault(row["name"], {})[row["m"]] = f"*{text}*" if hot["interval"][1] < 1 else text
-    lines += [f"| {name} | " + " | ".join(found.get(m, "") for m in counts) + " |" for name, found in cells.items()]
-    return "\n".join(lines)
+    return grid("µs (best of torch / mlpdsl)", cells)
 
 
 def host(path: Path) -> str:

@@ -235,7 +235,7 @@ def _descriptors(role: str, m: int, n: int, k: int, planes: int, target: Target)
         # Left alone, ptxas stops here at 128 registers and spills a few bytes, for one more program than the memory holds.
         return Config(64, 128, 64, num_warps=4, num_stages=3, residency=2, registers=255)
     # A wide tile reads least from shared memory; where it leaves processors idle, a square one is better.
-    if -(-m // 128) * -(-n // 256) >= 132:
+    if -(-m // 128) * -(-n // 256) >= PROCESSORS:
         return Config(128, 256, 64, num_warps=8, num_stages=3)
     if role == "weight_grad":  # its programs are not persistent, and of these two fit a multiprocessor
         return Config(128, 128, 64, num_warps=4, num_stages=3)

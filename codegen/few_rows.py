@@ -1,7 +1,7 @@
 """Configs of the strategy "skinny": forward kernels for up to 64 rows of x, which wait for weights and for nothing else.
 
-Of what was timed on an H200, each linear in a whole call, weights in the L2 and not (benchmarks/results/decode-h200.json has what
-became of it). On AMD nothing was timed, and loops of plain loads are not pipelined, so there is none.
+Mostly of what was timed on an H200, each linear in a whole call, weights in the L2 and not (benchmarks/results/searches-h200.json). On
+AMD nothing was timed, and loops of plain loads are not pipelined, so there is none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ __all__ = ["PROCESSORS", "SKINNY_ROWS", "candidates", "fitted", "interpreted", "
 
 SKINNY_ROWS = 64
 """The most rows of x for which there is a kernel of the strategy "skinny"."""
-
 
 PROCESSORS = 132
 """Multiprocessors of an H100 or H200, whose waves of programs the rules count."""
