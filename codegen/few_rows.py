@@ -1,7 +1,7 @@
 """Configs of the strategy "skinny": forward kernels for up to 64 rows of x, which wait for weights and for nothing else.
 
-Mostly of what was timed on an H200, each linear in a whole call, weights in the L2 and not (benchmarks/results/searches-h200.json). On
-AMD nothing was timed, and loops of plain loads are not pipelined, so there is none.
+Mostly of what was timed on an H200, each linear in a whole call, weights in the L2 and not (benchmarks/results/searches-h200.json).
+On AMD nothing was timed, and loops of plain loads are not pipelined, so there is none.
 """
 
 from __future__ import annotations
