@@ -70,19 +70,27 @@ def _fused(m: int, n: int, k: int, planes: int, target: Target) -> bool:
     """Whether a first linear by one kernel is as fast as the library's product and a pass over it, at more rows than a few. It
     saves what short sums and many rows make large: passes over activations."""
     if k % 8 or n % 8:
-        return m <= 1024 if planes == 2 else _ragged(m, n, k, target)
+        return (m <= 1024 or target.name == "sm_90") if planes == 2 else _ragged(m, n, k, target)
     if planes == 2 and target.name != "sm_90":
         return not 128 < m < 512
     if planes == 2:
         tiles = (_two(2), _low(2)) if k <= 4096 else (_long_sum(m, n, 2),)
         return not 128 < m < 1024 or max(_filled(tile, m, n) for tile in tiles) > 0.9
-    return k <= (1024 if m <= 1024 else 2048)
+    if m <= SKINNY_ROWS:  # of those, what skinny has no kernel for
+        return True
+    if target.name != "sm_90" or k <= 512 or k > 1024 >= m:
+        return k <= (1024 if m <= 1024 else 2048)
+    tile = _one_wave(m, n) or _two(1)
+    # Large tiles that leave processors idle lose to the library's, small ones to nothing.
+    return k <= 2048 and (tile.block_m * tile.block_n < 64 * 128 or _filled(tile, m, n) > 0.85)
 
 
 def _ragged(m: int, n: int, k: int, target: Target) -> bool:
-    """Whether rows are of no whole 16 bytes, and a kernel of masked loads beats the library: it has tiles enough, or short sums."""
-    odd = k % 8 > 0 or n % 8 > 0
-    return odd and target.name == "sm_90" and (k <= 512 or -(-m // 64) * -(-n // 64) >= PROCESSORS)
+    """Whether rows are of no whole 16 bytes, and a kernel of masked loads beats the library: short sums, a few columns, or tiles
+    enough; not for a long sum over many rows."""
+    if target.name != "sm_90" or not (k % 8 or n % 8):
+        return False
+    return k <= 512 or n <= 64 or (_tiles_of(64, 64, m, n) >= PROCESSORS and (k <= 2048 or m <= 1024))
 
 
 @lru_cache(maxsize=4096)
@@ -235,11 +243,28 @@ def _descriptors(role: str, m: int, n: int, k: int, planes: int, target: Target)
         # Left alone, ptxas stops here at 128 registers and spills a few bytes, for one more program than the memory holds.
         return Config(64, 128, 64, num_warps=4, num_stages=3, residency=2, registers=255)
     # A wide tile reads least from shared memory; where it leaves processors idle, a square one is better.
-    if -(-m // 128) * -(-n // 256) >= PROCESSORS:
+    if _tiles_of(128, 256, m, n) >= PROCESSORS:
         return Config(128, 256, 64, num_warps=8, num_stages=3)
     if role == "weight_grad":  # its programs are not persistent, and of these two fit a multiprocessor
         return Config(128, 128, 64, num_warps=4, num_stages=3)
     return Config(128, 128, 64, num_warps=8, num_stages=4)
+
+
+def _tiles_of(block_m: int, block_n: int, m: int, n: int) -> int:
+    return -(-m // block_m) * -(-n // block_n)
+
+
+def _one_wave(m: int, n: int) -> Config | None:
+    """Of a short sum: the smallest tile of which all find a multiprocessor at once; None where none is so large."""
+    for tile in (
+        Config(64, 32, 64, num_warps=4, num_stages=5),
+        Config(64, 64, 64, num_warps=8, num_stages=4),
+        Config(64, 128, 64, num_warps=8, num_stages=5),
+        Config(128, 128, 64, num_warps=8, num_stages=4),
+    ):
+        if _tiles_of(tile.block_m, tile.block_n, m, n) <= PROCESSORS:
+            return tile
+    return None
 
 
 def _two(planes: int) -> Config:
@@ -254,19 +279,19 @@ def _low(planes: int) -> Config:
 
 def _long_sum(m: int, n: int, planes: int) -> Config:
     """Where the product is nearly all there is: the largest tile that there are enough of."""
-    wide = planes == 2 or -(-m // 128) * -(-n // 256) >= PROCESSORS
+    wide = planes == 2 or _tiles_of(128, 256, m, n) >= PROCESSORS
     return Config(128, (256 if wide else 128) // planes, 64, num_warps=8, num_stages=3 if wide and planes == 1 else 4)
 
 
 def _filled(config: Config, m: int, n: int) -> float:
     """The share of the time of all waves, the last one's too, that there are tiles for."""
-    tiles, at_once = -(-m // config.block_m) * -(-n // config.block_n), PROCESSORS * config.residency
+    tiles, at_once = _tiles_of(config.block_m, config.block_n, m, n), PROCESSORS * config.residency
     return tiles / (at_once * -(-tiles // at_once))
 
 
 def _hopper_hidden(m: int, n: int, k: int, planes: int) -> Config:
-    if planes == 1 and k <= 1024 and m <= 1024:  # many small tiles
-        return Config(64 if m <= 256 else 128, 64, 64, num_warps=4, num_stages=4, residency=2)
+    if planes == 1 and k <= 1024:
+        return _one_wave(m, n) or _two(1)
     if k > 2048 * planes:
         return _long_sum(m, n, planes)
     two, low = _two(planes), _low(planes)
@@ -280,10 +305,25 @@ def _pointers(role: str, m: int, n: int, k: int, planes: int, target: Target) ->
     block_m = power_of_two(m, 16, 64 if ragged or (through and (tight or n <= 32)) else 128)
     block_n = power_of_two(n, 32, 64 if through or tight or (ragged and role == "hidden") else 128)
     if ragged and target.name == "sm_90" and role in ("hidden", "output"):
-        return Config(block_m, power_of_two(n, 32, 64) // _wide(role, planes), 32, num_warps=4, num_stages=3)
+        return _hopper_ragged(block_m, m, n, k, _wide(role, planes))
+    if not ragged and target.name == "sm_90" and planes == 1 and m > SKINNY_ROWS and role in ("hidden", "output"):
+        tile = _one_wave(m, n)
+        if tile is not None and tile.block_n <= 64:
+            return tile
     full = block_m * block_n >= (64 * 64 if ragged or tight else 128 * (64 if through else 128))
     stages = 3 if target.kind == "cuda" and target.shared_memory > 64 * 1024 else 2
     return Config(block_m, max(16, block_n // _wide(role, planes)), 32, num_warps=8 if full else 4, num_stages=stages)
+
+
+def _hopper_ragged(block_m: int, m: int, n: int, k: int, planes: int) -> Config:
+    if planes == 2:
+        return Config(block_m, power_of_two(n, 16, 64), 32, num_warps=4, num_stages=3)
+    for block_n in (16, 32):  # the narrowest tile of which one wave is enough
+        if block_m == 64 and (n <= block_n or _tiles_of(block_m, block_n, m, n) <= PROCESSORS):
+            return Config(block_m, block_n, 64, num_warps=8, num_stages=3)
+    if block_m == 64 and k > 1024:
+        return Config(block_m, 64, 64, num_warps=8, num_stages=3)
+    return Config(block_m, power_of_two(n, 32, 64), 32, num_warps=4, num_stages=3)
 
 
 def _float32(role: str, m: int, n: int, planes: int, target: Target) -> Config:
@@ -296,6 +336,6 @@ def _float32(role: str, m: int, n: int, planes: int, target: Target) -> Config:
 
 def _split(config: Config, m: int, n: int, k: int) -> Config:
     """Share a long sum among programs until about two hundred of them run, each with 512 rows or more to sum."""
-    tiles = -(-m // config.block_m) * -(-n // config.block_n)
+    tiles = _tiles_of(config.block_m, config.block_n, m, n)
     splits = max(1, min(200 // tiles, k // 512))
     return replace(config, splits=splits)

@@ -31,7 +31,8 @@ def power_of_two(n: int, low: int, high: int) -> int:
 
 
 def skinny(role: str, m: int, n: int, k: int, *, dtype: str, planes: int, target: Target) -> Config | None:
-    """The config of a forward kernel for few rows; None where there is none: more rows, other roles, float32 beyond one row, AMD.
+    """The config of a forward kernel for few rows; None where there is none: more rows, other roles, float32 beyond one row, AMD,
+    and the widest plain first linears.
 
     Small matrices are read in one piece, by a thousand programs; larger ones, and several rows, in steps with many on the way.
     Where the columns are too few for tiles that feed four warps, the warps share each step of K instead (`splits`). wgmma takes
@@ -43,6 +44,8 @@ def skinny(role: str, m: int, n: int, k: int, *, dtype: str, planes: int, target
         return _one_row(role, n, k, dtype, planes)
     if dtype == "float32":
         return None
+    if role == "hidden" and planes == 1 and m > 16 and n >= 16384 and k >= 4096 and k % 8 == 0 and target.name == "sm_90":
+        return None  # rather wider tiles, by descriptors
     if k % 8:  # loads of single elements
         return _steps(m, n, k, target, planes, 16, 32, 3)
     if n <= 32 or k < 256:
@@ -95,7 +98,9 @@ def _steps(
         deep, stages = (deep // 2, stages) if stages == 3 and deep > 64 else (deep, stages - 1)
     programs = -(-n // wide)
     if 1 < programs / (PROCESSORS * resident(deep, stages)) < 2:
-        fewer = [(deep, s) for s in range(stages - 1, 2, -1)] + [(deep // 2, s) for s in range(6, 2, -1) if deep >= 32 * splits]
+        fewer = [(deep, s) for s in range(stages - 1, 2, -1)]
+        if deep >= max(128 if height == SKINNY_ROWS else 32, 32 * splits):  # 64 rows of x want 128 bytes of each at a time
+            fewer += [(deep // 2, s) for s in range(6, 2, -1)]
         deep, stages = next((d for d in fewer if programs <= PROCESSORS * resident(*d)), (deep, stages))
     return Config(height, wide, deep, num_warps=4, num_stages=stages, splits=splits, strategy="skinny")
 

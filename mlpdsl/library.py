@@ -30,27 +30,11 @@ def product(a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None = None) -> 
         wide = a.float() @ b.float()
         out.copy_(wide if addend is None else wide + addend.float())
         return
-    with _exact(out.dtype), _own_workspace():
+    with _exact(out.dtype):
         if addend is None:
             torch.mm(a, b, out=out)
         else:
             torch.addmm(addend, a, b, out=out)
-
-
-@contextlib.contextmanager
-def _own_workspace() -> Iterator[None]:
-    """While a CUDA graph is captured: cuBLAS gets a workspace from the graph's own memory, and forgets it afterwards.
-
-    Torch keeps one for each stream, and captures mostly run on one stream: graphs that share it, replayed at once, would write into
-    each other's partial sums. What is taken back here is used again only behind what uses it now."""
-    capturing = torch.cuda.is_current_stream_capturing()
-    if capturing:
-        torch._C._cuda_clearCublasWorkspaces()
-    try:
-        yield
-    finally:
-        if capturing:
-            torch._C._cuda_clearCublasWorkspaces()
 
 
 _EXACT: dict[torch.dtype, dict[str, Any]] = {

@@ -121,14 +121,15 @@ def test_cuda_graph(spec: MLPSpec) -> None:
 
 @each_spec
 def test_two_graphs_at_once(spec: MLPSpec) -> None:
-    """Two captured graphs replayed on two streams do not share memory they write, nor cuBLAS's workspace where it multiplies."""
+    """Two graphs, each captured and replayed on a stream of its own, do not share memory they write. On one stream they would share
+    torch's workspace for cuBLAS, with or without mlpdsl."""
     mlp = compiled(spec)
     calls = [call_on_gpu(spec, 3000, seed) for seed in (1, 2)]
     wanted = [gradients(call, mlp) for call in calls]
     graphs, results, streams = [], [], [torch.cuda.Stream(), torch.cuda.Stream()]
-    for call in calls:
+    for call, stream in zip(calls, streams, strict=True):
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             results.append(gradients(call, mlp))
         graphs.append(graph)
     for _ in range(20):
@@ -139,6 +140,31 @@ def test_two_graphs_at_once(spec: MLPSpec) -> None:
         torch.cuda.synchronize()
         for found, expected in zip(results, wanted, strict=True):
             assert_same(found, expected)
+
+
+def test_another_graph_keeps_its_workspace() -> None:
+    """A graph of torch's own products, captured on a warm stream, writes into the workspace that torch keeps for it; capturing an
+    MLP on that stream must not give it back."""
+    a, b = torch.randn(96, 9000, device="cuda"), torch.randn(9000, 160, device="cuda")  # few tiles of a long sum: it is split
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.mm(a, b)
+    with torch.cuda.graph(graph, stream=stream):
+        product = torch.mm(a, b)
+    graph.replay()
+    torch.cuda.synchronize()
+    wanted, mlp, call = product.clone(), compiled(FULL), call_on_gpu(FULL, 3000)
+    assert library_of(FULL, 3000)
+    call.run(mlp)
+    ours = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(ours, stream=stream):
+        call.run(mlp)
+    ones = [torch.ones(2**20, dtype=torch.uint8, device="cuda") for _ in range(256)]
+    product.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert_same([product, *ones], [wanted, *map(torch.ones_like, ones)])
 
 
 def test_threads() -> None:

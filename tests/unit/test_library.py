@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlpdsl.library import _exact, _own_workspace
+from mlpdsl.library import _exact
 
 FLAGS = torch.backends.cuda.matmul
 SAID: dict[torch.dtype, dict[str, Any]] = {
@@ -66,18 +66,3 @@ def test_another_thread_does_not_rely_on_what_is_taken_back(dtype: torch.dtype) 
     thread.join()
     assert all(value in (False, "ieee") for value in seen[0].values())
     assert read(dtype) == SAID[dtype]
-
-
-@pytest.mark.parametrize("capturing", [True, False])
-def test_a_capture_has_a_workspace_of_its_own(monkeypatch: pytest.MonkeyPatch, capturing: bool) -> None:
-    """It is forgotten before and after each product, one that fails too; outside a capture, torch keeps what it has."""
-    told: list[str] = []
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: told.append("cleared"), raising=False)
-    with _own_workspace():
-        told.append("multiplied")
-    expected = ["cleared", "multiplied", "cleared"] if capturing else ["multiplied"]
-    assert told == expected
-    with pytest.raises(KeyError), _own_workspace():
-        raise KeyError
-    assert told == expected + (["cleared"] * 2 if capturing else [])

@@ -16,6 +16,8 @@ from mlpdsl.target import TARGETS
 SM_90 = TARGETS["sm_90"]
 CUDA = [target for target in TARGETS.values() if target.kind == "cuda"]
 WIDTHS = (1, 13, 64, 96, 333, 768, 1024, 2048, 2560, 4096, 5120, 8192, 10240, 14336, 28672)
+WIDEST = 16384
+"""From here on a plain first linear of more than 16 rows has tiles of descriptors on sm_90, where sums are long."""
 ROWS = (1, 2, 8, 16, 17, 32, 33, 64)
 
 
@@ -35,6 +37,9 @@ def test_kernels_for_few_rows_hold_the_rows_and_fit(target: Any) -> None:
     for m, n, k, planes in itertools.product(ROWS, WIDTHS, WIDTHS, (1, 2)):
         for role in ("hidden", "output") if planes == 1 else ("hidden",):
             c = few_rows.skinny(role, m, n, k, dtype="bfloat16", planes=planes, target=target)
+            if (role, planes, target.name) == ("hidden", 1, "sm_90") and m > 16 and n >= WIDEST and k >= 4096:
+                assert c is None and usual(role, m, n, k).strategy == "two_stage"
+                continue
             assert c is not None and c.block_m >= m and (c.block_m == 1) == (m == 1), (m, n, k)
             assert few_rows.fitted(c, role, m, dtype="bfloat16"), (m, n, k)
             if m > 1:
@@ -77,7 +82,14 @@ LOW = dict(block_m=64, num_warps=8, num_stages=5, residency=1)
     (512, 11008, 4096, 2, {"strategy": "library"}),
     (4096, 4096, 4096, 1, {"strategy": "library"}),
     (1021, 1111, 333, 1, {"block_m": 64, "block_n": 64, "num_warps": 4, "strategy": "two_stage"}),
-    (4093, 2749, 1021, 2, {"strategy": "library"}),
+    (4093, 2749, 1021, 2, {"block_m": 64, "block_n": 64, "num_warps": 4, "strategy": "two_stage"}),
+    (197, 4096, 1024, 1, {"block_m": 64, "block_n": 128, "residency": 1}),  # 128 tiles: one wave
+    (128, 1024, 1024, 1, {"block_m": 64, "block_n": 32}),
+    (4096, 128, 128, 1, {"block_m": 64, "block_n": 64}),
+    (257, 4096, 1024, 1, {"strategy": "library"}),  # 96 tiles of 128x128, which cuBLAS has better
+    (1576, 4096, 1024, 1, {"strategy": "library"}),  # a second wave of a few tiles
+    (3136, 384, 96, 1, {"strategy": "two_stage"}),  # short sums: nothing but the pass matters
+    (128, 1024, 479, 1, {"block_m": 64, "block_n": 16, "num_warps": 8}),
 ])  # fmt: skip
 def test_first_linears_on_hopper(m: int, n: int, k: int, planes: int, wanted: dict[str, Any]) -> None:
     found = usual("hidden", m, n, k, planes).to_dict()
@@ -126,3 +138,18 @@ def test_an_epilogue_may_make_the_last_linear_a_kernel(m: int, n: int, k: int, w
 def test_gate_and_up_of_a_large_layer_in_one_piece_where_it_is_nearly_full(n: int, k: int, deep: int) -> None:
     """Or a quarter of the threads would read nothing."""
     assert usual("hidden", 1, n, k, 2).block_k == deep
+
+
+def test_outputs_of_a_few_columns_and_of_odd_widths_on_hopper() -> None:
+    assert usual("output", 256, 2, 768).strategy == "two_stage"
+    assert usual("output", 1021, 1021, 2749).strategy == "two_stage"
+    assert usual("output", 4093, 1021, 2749).strategy == "library"  # a long sum over many rows
+    assert usual("output", 127, 1021, 2749).strategy == "library"  # few tiles
+
+
+def test_masked_kernels_of_whole_rows_have_small_tiles_too() -> None:
+    """Descriptors are printed only where every width of a net is a multiple of 8."""
+    small = usual("hidden", 128, 1024, 1024, path="masked")
+    assert (small.block_m, small.block_n) == (64, 32)
+    large = usual("hidden", 2048, 1024, 1024, path="masked")
+    assert large.block_m * large.block_n > 64 * 64
