@@ -44,7 +44,10 @@ def usual(
     if chosen.strategy == "skinny":
         slower = k % 4 > 0 if exact else _long(role, m, n, k)
     else:
-        fused = _fused(m, n, k, planes, target) if role == "hidden" else role != "output" or _ragged(m, n, k, target)
+        if role in ("hidden", "output"):
+            fused = _fused(m, n, k, planes, target) if role == "hidden" else _ragged(m, n, k, target)
+        else:
+            fused = not _large(role, m, n, k, planes, target)
         slower = exact or (dtype != "float32" and not fused)
         if epilogue and dtype != "float32" and target.name == "sm_90" and _worth_a_kernel(role, m, n, k):
             # Few columns of a long sum: many small tiles, deep ones.
@@ -83,6 +86,16 @@ def _fused(m: int, n: int, k: int, planes: int, target: Target) -> bool:
     tile = _one_wave(m, n) or _two(1)
     # Large tiles that leave processors idle lose to the library's, small ones to nothing.
     return k <= 2048 and (tile.block_m * tile.block_n < 64 * 128 or _filled(tile, m, n) > 0.85)
+
+
+def _large(role: str, m: int, n: int, k: int, planes: int, target: Target) -> bool:
+    """Whether a product of backward is so large that the library's is faster. Nothing follows the gradients of weights and of x;
+    back through a gate, the epilogue moves five tiles and more for one product, and a pass does that better."""
+    if target.name != "sm_90" or n % 8 or (m if role == "weight_grad" else k) % 8:
+        return False
+    if role == "input_grad":
+        return m * n * k >= 2**32
+    return m * n * k >= 2**33 and (role == "weight_grad" or planes == 2)
 
 
 def _ragged(m: int, n: int, k: int, target: Target) -> bool:
@@ -234,16 +247,17 @@ def _descriptors(role: str, m: int, n: int, k: int, planes: int, target: Target)
     if role == "hidden" and planes == 2:
         return Config(128, 128, 64, num_warps=8, num_stages=4 if m <= 128 else 3)
     if role == "hidden_grad":
-        # Its epilogue moves five tiles and more for one product, so two small programs take turns: 0.96 ms against 1.40 for
-        # one of 8 warps at 4096x14336, m = 4096 on an H200. These take up to 255 registers; elsewhere, and where the last tile
-        # would be half empty at least, smaller ones do.
-        half_empty = 0 < n % 128 <= 64
+        # Its epilogue moves three tiles and more for one product, so two small programs take turns. These take up to 255 registers;
+        # elsewhere, and where the last tile would be half empty at least, smaller ones do. Short sums want more warps at it.
         if target.name == "sm_90":
+            short, half_empty = k <= 1024, 0 < n % 128 <= 64
+            if short and not half_empty:
+                return Config(128, 128, 64, num_warps=8, num_stages=3, residency=2, registers=128)
             return Config(128, 64 if half_empty else 128, 64, num_warps=4, num_stages=3, residency=2)
         # Left alone, ptxas stops here at 128 registers and spills a few bytes, for one more program than the memory holds.
         return Config(64, 128, 64, num_warps=4, num_stages=3, residency=2, registers=255)
-    # A wide tile reads least from shared memory; where it leaves processors idle, a square one is better.
-    if _tiles_of(128, 256, m, n) >= PROCESSORS:
+    # A wide tile reads least from shared memory; where it leaves a third of the processors idle, a square one is better.
+    if _tiles_of(128, 256, m, n) >= 0.7 * PROCESSORS:
         return Config(128, 256, 64, num_warps=8, num_stages=3)
     if role == "weight_grad":  # its programs are not persistent, and of these two fit a multiprocessor
         return Config(128, 128, 64, num_warps=4, num_stages=3)

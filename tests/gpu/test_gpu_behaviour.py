@@ -160,7 +160,9 @@ def test_another_graph_keeps_its_workspace() -> None:
     ours = torch.cuda.CUDAGraph()
     with torch.cuda.graph(ours, stream=stream):
         call.run(mlp)
-    ones = [torch.ones(2**20, dtype=torch.uint8, device="cuda") for _ in range(256)]
+    with torch.cuda.stream(stream):  # whose freed memory only allocations on it get
+        ones = [torch.ones(2**20, dtype=torch.uint8, device="cuda") for _ in range(256)]
+    torch.cuda.synchronize()
     product.zero_()
     graph.replay()
     torch.cuda.synchronize()
