@@ -112,6 +112,32 @@ def train(
             step()
         wait()
         found[name]["with_gpu_us"] = round((time.perf_counter_ns() - begin) / options.calls / 1e3, 2)
+    found["replays"] = replays(steps["mlpdsl"], options, wait)
+    return found
+
+
+def replays(step: Call, options: argparse.Namespace, wait: Call) -> list[dict[str, Any]]:
+    """The recordings that a training step repeats, forward's first: their launches, and what repeating one costs the host."""
+    from mlpdsl.tape import Product, Tape
+
+    seen: list[tuple[Tape, tuple[Any, ...]]] = []
+    real = Tape.replay
+
+    def listening(tape: Tape, *arguments: Any) -> Any:
+        seen.append((tape, arguments))
+        return real(tape, *arguments)
+
+    Tape.replay = listening  # type: ignore[method-assign]
+    try:
+        step()
+    finally:
+        Tape.replay = real  # type: ignore[method-assign]
+    found = []
+    for tape, arguments in seen:
+        with torch.no_grad():
+            times = interleaved({"": lambda t=tape, a=arguments: real(t, *a)}, options, wait)[""]
+        products = sum(isinstance(each, Product) for each in tape.steps)
+        found.append({"launches": len(tape.steps), "products": products, "by_c_launcher": tape.direct, **figures(times)})
     return found
 
 

@@ -66,17 +66,23 @@ def products(path: Path) -> str:
 
 
 def first(path: Path) -> str:
-    """Seconds of a first call, with Triton's cache empty and with the kernels in it."""
-    lines = ["| MLP, rows | nothing compiled yet, s | compiled before, s |", "|---|---|---|"]
+    """Seconds of a first call: with Triton's cache empty or the kernels in it, of the first spec of a process or of another."""
+    kinds = ("cold, first", "cold, next", "warm, first", "warm, next")
+    lines = [f"| MLP, rows | {' | '.join(f'{kind}, s' for kind in kinds)} |", "|---" * 5 + "|"]
     for name, row in json.loads(path.read_text())["rows"].items():
-        cells = (f"{row[which]['median_s']:.2f}" for which in ("cold", "warm"))
+        cells = (f"{row['seconds'][kind]['median_s']:.2f}" for kind in kinds)
         lines.append(f"| {name.replace('-m', ', M = ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def grid(title: str, cells: dict[str, dict[int, str]]) -> str:
-    """A line an MLP, a column a number of rows."""
+    """A line an MLP, a column a number of rows; where there are too many of those, they are in the cells."""
     counts = sorted({m for found in cells.values() for m in found})
+    if len(counts) > 8:
+        lines = [f"| {title} | M: |", "|---|---|"]
+        return "\n".join(
+            lines + [f"| {name} | {'; '.join(f'{m}: {cell}' for m, cell in found.items())} |" for name, found in cells.items()]
+        )
     lines = [f"| {title} | " + " | ".join(f"M = {m}" for m in counts) + " |", "|---" * (1 + len(counts)) + "|"]
     lines += [f"| {name} | " + " | ".join(found.get(m, "") for m in counts) + " |" for name, found in cells.items()]
     return "\n".join(lines)

@@ -41,6 +41,9 @@ def usual(
     if target.kind != "cuda":
         return chosen
     exact = dtype == "float32" and precision == "ieee"  # by FMA, where cuBLAS has three times the speed
+    few = m > 1 and planes == 1 and target.name == "sm_90" and _tiles_of(64, 64, m, n) <= PROCESSORS // 4
+    if dtype == "float32" and not exact and few and role in ("hidden", "output"):  # TF32: many tiles in place of few
+        return Config(16, 32, 64, num_warps=8, num_stages=4) if m <= 16 else Config(32, 16, 32, num_warps=8, num_stages=4)
     if chosen.strategy == "skinny":
         slower = k % 4 > 0 if exact else _long(role, m, n, k)
     else:
@@ -306,9 +309,11 @@ def _filled(config: Config, m: int, n: int) -> float:
 def _hopper_hidden(m: int, n: int, k: int, planes: int) -> Config:
     if planes == 1 and k <= 1024:
         return _one_wave(m, n) or _two(1)
-    if k > 2048 * planes:
-        return _long_sum(m, n, planes)
-    two, low = _two(planes), _low(planes)
+    two, low, large = _two(planes), _low(planes), _long_sum(m, n, planes)
+    # In short, two programs a multiprocessor are as fast or faster; once the power limit is reached, one of large tiles is, because
+    # it reads less: 2 to 6% of the whole call at K from 2048 and 4096 rows.
+    if k > 2048 * planes or (planes == 2 and k >= 2048 and m >= 1024 and _filled(large, m, n) > 0.9):
+        return large
     return low if planes == 2 and _filled(two, m, n) < 0.9 and _filled(low, m, n) > 0.95 else two
 
 

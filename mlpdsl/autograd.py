@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mlpdsl import ops
 from mlpdsl.errors import UnsupportedError
+from mlpdsl.shortcut import repeated
 
 __all__ = ["run"]
 
@@ -31,7 +32,13 @@ def _gradients(
     """The gradients of x and of the inputs (parameters, then operands), None where not needed. `call` is what `run` got first."""
     spec, same_as, batch_invariant = call
     count = len(inputs) - len(same_as)
-    found = iter(ops.backward(grad, x, inputs[:count], inputs[count:], saved, needs, spec, batch_invariant))
+    parameters, operands = inputs[:count], inputs[count:]
+    word = ("backward", tuple(needs), batch_invariant)
+    again = None if torch.compiler.is_compiling() else repeated(word, [grad, x, *operands, *saved], parameters, spec)
+    if again is None:
+        found = iter(ops.backward(grad, x, parameters, operands, saved, needs, spec, batch_invariant))
+    else:
+        found = iter(ops.returned(again, spec, needs, x, parameters, operands))
     # An operand that is only added has the output's gradient for its own: nothing is written for it.
     same = ("",) * (1 + count) + tuple(same_as)
     return [None if not need else grad if kind == "grad" else next(found) for need, kind in zip(needs, same, strict=True)]
@@ -77,7 +84,14 @@ class _MLPFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spec: str, same_as: tuple[str, ...], batch_invariant: bool, x: Tensor, *inputs: Tensor) -> Tensor:
         count = len(inputs) - len(same_as)
-        y, *saved = ops.forward(x, inputs[:count], inputs[count:], spec, True, batch_invariant)
+        parameters, operands = inputs[:count], inputs[count:]
+        results = None
+        if not torch.compiler.is_compiling():
+            results = repeated(("forward", True, batch_invariant), [x, *operands], parameters, spec)
+        if results is None:
+            y, *saved = ops.forward(x, parameters, operands, spec, True, batch_invariant)
+        else:
+            y, *saved = ops.shaped(results, x)
         ctx.save_for_backward(x, *inputs, *saved)
         ctx.call, ctx.inputs = (spec, same_as, batch_invariant), len(inputs)
         result: Tensor = y
@@ -87,8 +101,11 @@ class _MLPFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *rest = ctx.saved_tensors
         inputs, saved = rest[: ctx.inputs], rest[ctx.inputs :]
+        needs = ctx.needs_input_grad[3:]
+        if not torch.is_grad_enabled():
+            return None, None, None, *_gradients(ctx.call, needs, grad, x, inputs, saved)
         with torch.no_grad():
-            grads = _gradients(ctx.call, ctx.needs_input_grad[3:], grad, x, inputs, saved)
+            grads = _gradients(ctx.call, needs, grad, x, inputs, saved)
         return None, None, None, *_once(grads, [grad, x, *inputs])
 
 

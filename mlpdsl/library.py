@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from mlpdsl.tape import recorder
 
 __all__ = ["product"]
 
-_flags = threading.Lock()
+_lock = threading.Lock()
 """Held from reading the flags to restoring them."""
 
 
@@ -37,25 +37,68 @@ def product(a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None = None) -> 
             torch.addmm(addend, a, b, out=out)
 
 
-_EXACT: dict[torch.dtype, dict[str, Any]] = {
-    torch.float32: {"fp32_precision": "ieee"},
-    torch.bfloat16: {"allow_bf16_reduced_precision_reduction": False},
-    torch.float16: {"allow_fp16_reduced_precision_reduction": False, "allow_fp16_accumulation": False},
-}
-"""What torch.backends.cuda.matmul has to say for sums in float32 of products of every bit."""
+class _Flag(NamedTuple):
+    """One of torch.backends.cuda.matmul's flags: how it is read and written, by torch's own functions, and what is exact."""
+
+    read: Callable[[], Any]
+    write: Callable[..., None]
+    exact: Any
 
 
-@contextlib.contextmanager
-def _exact(dtype: torch.dtype) -> Iterator[None]:
+def _flag(name: str) -> _Flag:
+    """A flag that is exact where it is False. Some are pairs in newer versions of torch, the second of which says whether sums
+    may be split, and is the user's."""
+    read, write = (getattr(torch._C, f"_{verb}_cublas_{name}", None) for verb in ("get", "set"))
+    if read is None or write is None:
+        matmul = torch.backends.cuda.matmul
+        return _Flag(lambda: getattr(matmul, name), lambda value: setattr(matmul, name, value), False)
+    return _Flag(read, write, False)
+
+
+@cache
+def _flags_of(dtype: torch.dtype) -> tuple[_Flag, ...]:
+    """What has to be exact for products of a dtype to be summed in float32 of every bit."""
+    if dtype == torch.float32:
+        matmul = torch.backends.cuda.matmul
+        return (_Flag(lambda: matmul.fp32_precision, lambda value: setattr(matmul, "fp32_precision", value), "ieee"),)
+    if dtype == torch.bfloat16:
+        return (_flag("allow_bf16_reduced_precision_reduction"),)
+    return _flag("allow_fp16_reduced_precision_reduction"), _flag("allow_fp16_accumulation")
+
+
+class _exact:
     """Meanwhile the flags say so; afterwards what they said. One thread at a time, also where nothing is to be changed: another
     takes back what it has set for its own product."""
-    flags = torch.backends.cuda.matmul
-    with _flags:
-        before = {name: getattr(flags, name) for name, wanted in _EXACT[dtype].items() if getattr(flags, name) != wanted}
+
+    __slots__ = ("before", "flags")
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.flags = _flags_of(dtype)
+        self.before: list[tuple[_Flag, Any]] = []
+
+    def __enter__(self) -> None:
+        _lock.acquire()
         try:
-            for name in before:
-                setattr(flags, name, _EXACT[dtype][name])
-            yield
+            for flag in self.flags:
+                found = flag.read()
+                pair = type(found) is tuple
+                if (found[0] if pair else found) != flag.exact:
+                    self.before.append((flag, found))
+                    _write(flag, (flag.exact, *found[1:]) if pair else flag.exact)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            for flag, value in self.before:
+                _write(flag, value)
         finally:
-            for name, value in before.items():
-                setattr(flags, name, value)
+            _lock.release()
+
+
+def _write(flag: _Flag, value: Any) -> None:
+    if type(value) is tuple:
+        flag.write(*value)
+    else:
+        flag.write(value)

@@ -22,7 +22,7 @@ from mlpdsl.errors import ShapeError
 if TYPE_CHECKING:
     from mlpdsl.tape import Tapes
 
-__all__ = ["OPS", "backward", "forward"]
+__all__ = ["OPS", "backward", "forward", "interpreter_lock", "on_device", "recordings", "returned", "shaped"]
 
 _library = torch.library.Library("mlpdsl", "DEF")
 _library.define(
@@ -34,7 +34,7 @@ _library.define(
 )
 
 
-def _on_device(t: Tensor) -> Any:
+def on_device(t: Tensor) -> Any:
     """The context in which kernels for t are launched: its device is the current one. Interpreted kernels run one at a time."""
     return torch.cuda.device(t.device) if t.is_cuda else _interpreter
 
@@ -146,8 +146,13 @@ def _forward(
         )
         return found
 
-    with _on_device(x):
+    with on_device(x):
         results = run.tapes.call(("forward", save, batch_invariant), [x, *operands], parameters, launch)
+    return shaped(results, x)
+
+
+def shaped(results: list[Tensor], x: Tensor) -> list[Tensor]:
+    """What forward found for the rows of x, the first in as many dimensions as x has."""
     if x.dim() != 2:
         with torch._C._AutoDispatchBelowADInplaceOrView():  # no view, which autograd would let nobody write to
             results[0] = results[0].view(*x.shape[:-1], results[0].shape[-1])
@@ -206,12 +211,27 @@ def _backward(
         )
         return found
 
-    with _on_device(x):
+    with on_device(x):
         word = ("backward", tuple(needs), batch_invariant)
         grads = run.tapes.call(word, [grad, x, *operands, *saved], parameters, launch)
-    inputs = [x, *parameters, *operands]
-    returned = _returned(spec, needs, parameters)
-    return [g.view(i.shape) for g, i, wanted in zip(grads, inputs, returned, strict=True) if wanted and g is not None]
+    return returned(grads, spec, needs, x, parameters, operands)
+
+
+def returned(
+    grads: Sequence[Tensor | None],
+    spec: str,
+    needs: Sequence[bool],
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    operands: Sequence[Tensor],
+) -> list[Tensor]:
+    """Of what backward found for each input, what the operator returns, in the inputs' shapes."""
+    wanted = _returned(spec, needs, parameters)
+    return [
+        g if g.shape == i.shape else g.view(i.shape)
+        for g, i, want in zip(grads, [x, *parameters, *operands], wanted, strict=True)
+        if want and g is not None
+    ]
 
 
 def _backward_fake(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlpdsl.straight import Replay
     from mlpdsl.tape import Tape
 
-__all__ = ["Shortcut"]
+__all__ = ["Shortcut", "repeated"]
 
 _SHAPES = 4096
 """Shapes of x, each with a first weight, that are remembered."""
@@ -46,6 +46,20 @@ def _undisturbed() -> bool:
 def _plain(device: str) -> bool:
     """The same, where no tensor is there whose dispatch keys say the rest."""
     return device in _DEVICES and not torch.is_autocast_enabled(device) and not _C._get_tracing_state() and _undisturbed()
+
+
+def repeated(word: tuple[Any, ...], varying: Sequence[Tensor], fixed: Sequence[Tensor], spec: str) -> list[Any] | None:
+    """The recording of a call (as `Tapes.call` was given it), repeated past torch's dispatcher. None where there is none, or where
+    somebody would hear of the operator, or would have done something to these tensors before it."""
+    x = varying[0]
+    tapes = ops.recordings(spec, x.device) if x.device.type in _DEVICES else None
+    if tapes is None or not _undisturbed() or _C._get_tracing_state():
+        return None
+    for t in (*varying, *fixed):
+        if type(t) not in _TYPES or t.is_neg() or not t.data_ptr():
+            return None
+    with ops.on_device(x):
+        return tapes.repeat(word, varying, fixed)
 
 
 def _signature(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:

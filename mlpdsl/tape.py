@@ -282,6 +282,14 @@ class Tapes:
         self._known[key] = heard.tape(results, self._direct) or False
         return results
 
+    def repeat(self, word: tuple[Any, ...], varying: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[Any] | None:
+        """As `call` does where there is a recording and nobody listens to launches; else None."""
+        known = self.find(word, varying, fixed)
+        if known is None:
+            return None
+        inputs = [*varying, *fixed]
+        return known.replay(inputs, [t.data_ptr() for t in inputs])
+
     def find(self, word: tuple[Any, ...], varying: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tape | None:
         """The recording that `call` would repeat, if there is one."""
         known = self._known.get(self.key(word, varying, fixed))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlpdsl.library import _exact
+from mlpdsl.library import _exact, _flag
 
 FLAGS = torch.backends.cuda.matmul
 SAID: dict[torch.dtype, dict[str, Any]] = {
@@ -66,3 +66,31 @@ def test_another_thread_does_not_rely_on_what_is_taken_back(dtype: torch.dtype) 
     thread.join()
     assert all(value in (False, "ieee") for value in seen[0].values())
     assert read(dtype) == SAID[dtype]
+
+
+@pytest.mark.parametrize("name", ["allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"])
+@pytest.mark.parametrize("said", [(True, True), (False, True), (False, False)])
+def test_whether_sums_may_be_split_stays_the_users(name: str, said: tuple[bool, bool]) -> None:
+    """Where torch has that second value, writing the first alone makes it True."""
+    if not hasattr(FLAGS, f"{name}_split_k"):
+        pytest.skip("this torch has one value")
+    setattr(FLAGS, name, said)
+
+    def found() -> tuple[bool, bool]:
+        return getattr(FLAGS, name), getattr(FLAGS, f"{name}_split_k")
+
+    try:
+        with _exact(torch.bfloat16 if "bf16" in name else torch.float16):
+            assert found() == (False, said[1])
+        assert found() == said
+    finally:
+        setattr(FLAGS, name, True)
+
+
+def test_a_torch_without_those_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch._C, "_set_cublas_allow_fp16_accumulation")
+    flag = _flag("allow_fp16_accumulation")
+    monkeypatch.undo()
+    assert flag.read() is True
+    flag.write(False)
+    assert FLAGS.allow_fp16_accumulation is False

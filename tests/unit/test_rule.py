@@ -74,7 +74,9 @@ LOW = dict(block_m=64, num_warps=8, num_stages=5, residency=1)
 
 @pytest.mark.parametrize(("m", "n", "k", "planes", "wanted"), [
     (4096, 4096, 1024, 1, TWO | {"block_n": 128}),
-    (4096, 14336, 4096, 2, TWO | {"block_n": 64}),
+    (4096, 14336, 4096, 2, {"block_m": 128, "block_n": 128, "residency": 1}),  # sustained, at the power limit
+    (2056, 4096, 2048, 2, LOW | {"block_n": 128}),  # the large tiles' last wave would be nearly empty
+    (4096, 5120, 1280, 2, TWO | {"block_n": 64}),
     (512, 16384, 2048, 2, TWO | {"block_n": 64}),
     (512, 14336, 4096, 2, LOW | {"block_n": 128}),  # `_two` would leave the last of four waves three fifths empty
     (4096, 28672, 8192, 2, {"block_m": 128, "block_n": 128, "residency": 1}),
@@ -153,3 +155,28 @@ def test_masked_kernels_of_whole_rows_have_small_tiles_too() -> None:
     assert (small.block_m, small.block_n) == (64, 32)
     large = usual("hidden", 2048, 1024, 1024, path="masked")
     assert large.block_m * large.block_n > 64 * 64
+
+
+@pytest.mark.parametrize(("role", "m", "n", "k", "planes", "wanted"), [
+    ("hidden_grad", 4096, 8192, 2048, 2, "library"),
+    ("hidden_grad", 4096, 4096, 1024, 1, "two_stage"),
+    ("hidden_grad", 64, 8192, 2048, 2, "two_stage"),
+    ("weight_grad", 768, 3072, 4096, 1, "library"),
+    ("weight_grad", 768, 3072, 4093, 1, "library"),  # rows of any number
+    ("weight_grad", 1021, 2749, 4096, 1, "two_stage"),
+    ("weight_grad", 1024, 4096, 64, 1, "two_stage"),
+    ("input_grad", 1024, 1024, 4096, 1, "library"),
+    ("input_grad", 4096, 2048, 8192, 2, "two_stage"),  # the sum of gate's and up's shares would be rounded once more
+])  # fmt: skip
+def test_large_products_of_backward_on_hopper(role: str, m: int, n: int, k: int, planes: int, wanted: str) -> None:
+    assert usual(role, m, n, k, planes).strategy == wanted
+
+
+def test_tf32_has_small_tiles_where_there_are_few() -> None:
+    words = {"dtype": "float32", "precision": "tf32"}
+    assert (usual("hidden", 127, 401, 307, path="masked", **words).block_m, usual("hidden", 13, 401, 307, **words).block_m) == (
+        32,
+        16,
+    )
+    assert usual("hidden", 4096, 401, 307, path="masked", **words).block_m == 64
+    assert usual("hidden", 127, 401, 307, path="masked", dtype="float32").strategy == "library"
