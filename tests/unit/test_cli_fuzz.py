@@ -23,7 +23,7 @@ pytest.importorskip("hypothesis", reason="needs hypothesis: pip install -e '.[te
 from mlpdsl import MLPSpec, SpecError, cli, cli_fuzz
 from mlpdsl.testing import compiling, night
 from mlpdsl.testing.strategies import Recipe
-from tests.unit.test_fuzzing import SUBTRACTED, run
+from tests.wrong_processes import SUBTRACTED, run
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = MLPSpec(dims=(12, 20, 8), activation="silu", gated=True, bias=True)
