@@ -85,13 +85,12 @@ class _MLPFunction(torch.autograd.Function):
     def forward(ctx: Any, spec: str, same_as: tuple[str, ...], batch_invariant: bool, x: Tensor, *inputs: Tensor) -> Tensor:
         count = len(inputs) - len(same_as)
         parameters, operands = inputs[:count], inputs[count:]
-        results = None
-        if not torch.compiler.is_compiling():
-            results = repeated(("forward", True, batch_invariant), [x, *operands], parameters, spec)
-        if results is None:
+        word = ("forward", True, batch_invariant)
+        again = None if torch.compiler.is_compiling() else repeated(word, [x, *operands], parameters, spec)
+        if again is None:
             y, *saved = ops.forward(x, parameters, operands, spec, True, batch_invariant)
         else:
-            y, *saved = ops.shaped(results, x)
+            y, *saved = ops.shaped(again, x)
         ctx.save_for_backward(x, *inputs, *saved)
         ctx.call, ctx.inputs = (spec, same_as, batch_invariant), len(inputs)
         result: Tensor = y

@@ -84,7 +84,7 @@ LOW = dict(block_m=64, num_warps=8, num_stages=5, residency=1)
     (512, 11008, 4096, 2, {"strategy": "library"}),
     (4096, 4096, 4096, 1, {"strategy": "library"}),
     (1021, 1111, 333, 1, {"block_m": 64, "block_n": 64, "num_warps": 4, "strategy": "two_stage"}),
-    (4093, 2749, 1021, 2, {"block_m": 64, "block_n": 64, "num_warps": 4, "strategy": "two_stage"}),
+    (4093, 2749, 1021, 2, {"block_m": 64, "block_n": 64, "num_warps": 8, "strategy": "two_stage"}),
     (197, 4096, 1024, 1, {"block_m": 64, "block_n": 128, "residency": 1}),  # 128 tiles: one wave
     (128, 1024, 1024, 1, {"block_m": 64, "block_n": 32}),
     (4096, 128, 128, 1, {"block_m": 64, "block_n": 64}),
