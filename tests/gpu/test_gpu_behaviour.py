@@ -139,9 +139,10 @@ def test_another_graph_keeps_its_workspace() -> None:
     wanted, mlp, call = product.clone(), compiled(FULL), call_on_gpu(FULL, 3000)
     assert library_of(FULL, 3000)
     call.run(mlp)
-    ours = torch.cuda.CUDAGraph()
+    ours, held = torch.cuda.CUDAGraph(), torch.cuda.memory_allocated()
     with torch.cuda.graph(ours, stream=stream):
         call.run(mlp)
+    assert torch.cuda.memory_allocated() >= held, "something that was not ours was given back"
     with torch.cuda.stream(stream):  # whose freed memory only allocations on it get
         ones = [torch.ones(2**20, dtype=torch.uint8, device="cuda") for _ in range(256)]
     torch.cuda.synchronize()
