@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mlpdsl
 from mlpdsl import MLPSpec
@@ -84,3 +85,15 @@ def negative(t: Tensor) -> Tensor:
     found = torch.view_as_complex(pairs).conj().imag
     assert found.is_neg()
     return found
+
+
+class Seen(TorchDispatchMode):
+    """Hears of every operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from triton import knobs
 
 import mlpdsl
@@ -29,6 +28,7 @@ from mlpdsl.tape import Tape
 from mlpdsl.testing.calls import Call, guarded_allocations, make_call, same_bits
 from tests.recordings import (
     OPERANDS,
+    Seen,
     assert_same,
     compiled,
     negative,
@@ -165,16 +165,6 @@ def test_other_calls_after_one_was_learnt(name: str, learnt: tuple[Callable[...,
             assert not replays
 
 
-class _Seen(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Any] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.append(func)
-        return func(*args, **(kwargs or {}))
-
-
 class _Asked(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +175,7 @@ class _Asked(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("mode", [_Seen, _Asked])
+@pytest.mark.parametrize("mode", [Seen, _Asked])
 def test_modes_hear_of_the_operator(mode: Any, learnt: tuple[Callable[..., Tensor], Call], replays: list[Tape]) -> None:
     mlp, call = learnt
     with mode() as fresh:

@@ -16,7 +16,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from triton import knobs
 
 from mlpdsl import ops
@@ -25,6 +24,7 @@ from mlpdsl.testing.calls import Call, make_call, same_bits
 from tests.recordings import (
     EPILOGUE,
     LEADS,
+    Seen,
     anew,
     assert_same,
     compiled,
@@ -74,21 +74,11 @@ def test_batch_invariant_steps_too() -> None:
     assert_same(found, plain_gradients(call, batch_invariant=True))
 
 
-class _Heard(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Any] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.append(func)
-        return func(*args, **(kwargs or {}))
-
-
 def test_modes_hear_of_both_operators() -> None:
     call = make_call(EPILOGUE, (5,), 1)
     mlp = learnt(call)
     wanted = plain_gradients(call)
-    with _Heard() as heard:
+    with Seen() as heard:
         assert_same(call.gradients(mlp), wanted)
     assert [heard.seen.count(op) for op in ops.OPS] == [1, 1]
 
