@@ -27,7 +27,8 @@ STRATEGIES = ("two_stage", "skinny", "library")
 
 INVARIANT_ROWS = 192
 """The number of rows for which configs are chosen, whatever the batch, where a row's bits may not depend on it: tiles of 128 rows
-where they may be so large, which waste little of a large batch and still leave many programs for a small one."""
+where they may be so large (of short sums they are smaller), which waste little of a large batch and still leave many programs for a
+small one."""
 
 
 @lru_cache(maxsize=4096)
