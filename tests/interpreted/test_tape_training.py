@@ -9,9 +9,9 @@ from tests import support
 if not support.INTERPRETING:
     pytest.skip(support.NO_INTERPRETER, allow_module_level=True)
 
+import threading
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
@@ -31,6 +31,7 @@ from tests.recordings import (
     each_spec,
     negative,
     plain_gradients,
+    unrecorded,
 )
 
 pytestmark = pytest.mark.usefixtures("no_recordings")
@@ -104,16 +105,15 @@ def test_launch_hooks_are_heard() -> None:
         knobs.runtime.launch_enter_hook.remove(hook)
 
 
-def _grads(call: Call, mlp: Callable[..., Tensor], of_y: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    leaves = {name: t.detach().clone().requires_grad_() for name, t in call.named().items()}
-    count = 1 + len(call.params)
-    tensors = list(leaves.values())
-    y = mlp(*tensors[:count], **dict(list(leaves.items())[count:]))
-    return list(torch.autograd.grad(y, tensors, of_y(y)))
-
-
 class _Sub(Tensor):
-    pass
+    """A tensor that hears of every function that it is given to."""
+
+    heard: ClassVar[list[Any]] = []
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.heard.append(func)
+        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 def _every_other(t: Tensor) -> Tensor:
@@ -136,14 +136,33 @@ GRADIENTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
-def test_gradients_that_are_no_plain_memory(name: str) -> None:
+def test_gradients_that_are_no_plain_memory(name: str, replays: list[Tape]) -> None:
     recorded, of_y = GRADIENTS[name]
     call = make_call(EPILOGUE, (5,), 1)
-    mlp = compiled(call.spec)
-    for given in (recorded, recorded, recorded, of_y, of_y, of_y):
-        found = _grads(call, mlp, given)
-        wanted = _grads(call, mlp, lambda y, given=given: given(y).as_subclass(Tensor).resolve_neg() + 0.0)
+    mlp, tensors = compiled(call.spec), [t.requires_grad_() for t in call.named().values()]
+
+    def grads(of_y: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        y = call.run(mlp)
+        return list(torch.autograd.grad(y, tensors, of_y(y)))
+
+    for _ in range(3):
+        grads(recorded)
+    assert len(replays) == 2, "forward and backward are known"
+    for _ in range(3):
+        found = grads(of_y)
+        with unrecorded():
+            wanted = grads(lambda y: of_y(y).as_subclass(Tensor).resolve_neg() + 0.0)
         assert all(same_bits(a + 0.0, b + 0.0) for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_subclass_hears_of_the_operator() -> None:
+    call = make_call(EPILOGUE, (5,), 1)
+    mlp, tensors = compiled(call.spec), [t.requires_grad_() for t in call.named().values()]
+    for make in (_varied, _varied, _varied, lambda y: _varied(y).as_subclass(_Sub)):
+        y = call.run(mlp)
+        _Sub.heard.clear()
+        torch.autograd.grad(y, tensors, make(y))
+    assert _Sub.heard.count(ops.backward) == 1
 
 
 def test_a_negative_x() -> None:
@@ -185,15 +204,12 @@ def test_compiled_steps_hold_both_operators() -> None:
     torch.compiler.reset()
 
 
-def test_threads_of_autograd() -> None:
-    """Backward of a graph that another thread runs."""
-    import threading
-
+def test_in_another_thread() -> None:
     call = make_call(EPILOGUE, (5,), 1)
     mlp = learnt(call)
     wanted = plain_gradients(call)
     found: list[Any] = []
-    thread = threading.Thread(target=partial(lambda: found.append(call.gradients(mlp))))
+    thread = threading.Thread(target=lambda: found.append(call.gradients(mlp)))
     thread.start()
     thread.join()
     assert_same(found[0], wanted)
