@@ -1,6 +1,7 @@
-"""What a small call costs the host: mlpdsl and eager PyTorch beside one F.linear, at one row, on one GPU.
+"""What a small call costs the host: mlpdsl and eager PyTorch beside one F.linear of one row, on one GPU.
 
     python benchmarks/host.py --profile --out benchmarks/results/host-h200.json
+    python benchmarks/host.py --m 256 --train     # more rows, of which the library may multiply some; and with gradients
 
 Times are from one call's start to the next one's, so many in a row that no queue of launches fills up, and the GPU is waited for
 between such stretches, not in them. Candidates take turns; figures are medians of the stretches, spreads their quartiles.
@@ -22,11 +23,13 @@ from torch import Tensor
 
 import mlpdsl
 from mlpdsl import MLPSpec
+from mlpdsl.tape import Product, Tape
 
 SPECS: dict[str, MLPSpec] = {
     "one-1024x1024": MLPSpec(dims=(1024, 1024), activation="identity", dtype="bfloat16"),
     "gelu-1024x4096-bias": MLPSpec(dims=(1024, 4096, 1024), activation="gelu", bias=True, dtype="bfloat16"),
     "swiglu-1024x2816": MLPSpec(dims=(1024, 2816, 1024), activation="silu", gated=True, dtype="bfloat16"),
+    "gelu-384x1536-bias-fp32": MLPSpec(dims=(384, 1536, 384), activation="gelu", bias=True),
 }
 
 Call = Callable[[], Any]
@@ -59,14 +62,14 @@ def interleaved(calls: dict[str, Call], options: argparse.Namespace, wait: Call)
     return times
 
 
-def tensors(spec: MLPSpec, device: str) -> tuple[Tensor, list[Tensor]]:
+def tensors(spec: MLPSpec, m: int, device: str) -> tuple[Tensor, list[Tensor]]:
     dtype = getattr(torch, spec.dtype)
     params = [(torch.randn(s, device=device) / s[-1] ** 0.5).to(dtype) for s in spec.parameter_shapes().values()]
-    return torch.randn(1, spec.d_in, device=device).to(dtype), params
+    return torch.randn(m, spec.d_in, device=device).to(dtype), params
 
 
 def measure(spec: MLPSpec, options: argparse.Namespace, wait: Call) -> dict[str, Any]:
-    x, params = tensors(spec, options.device)
+    x, params = tensors(spec, options.m, options.device)
     row_1024, weight = (torch.randn(n, 1024, device=options.device).bfloat16() for n in (1, 1024))
     ours, eager = mlpdsl.compile(spec, backend="triton"), mlpdsl.reference(spec)
     calls: dict[str, Call] = {
@@ -79,12 +82,13 @@ def measure(spec: MLPSpec, options: argparse.Namespace, wait: Call) -> dict[str,
     for name in ("mlpdsl", "eager"):
         row[f"{name}_to_linear"] = round(statistics.median(times[name]) / statistics.median(times["linear"]), 3)
     kind = next((kind for kinds in ours._shortcut._kinds.values() for kind in kinds), None)
-    row["launches"] = None if kind is None else len(kind.tape.steps)
+    row["m"], row["launches"] = options.m, None if kind is None else len(kind.tape.steps)
+    row["products"] = None if kind is None else sum(isinstance(step, Product) for step in kind.tape.steps)
     row["by_c_launcher"] = kind is not None and kind.tape.direct
     if options.profile and row["by_c_launcher"]:
         row["profile_us"] = profile(kind, calls["mlpdsl"], x, params, options, wait)
     if options.train:
-        row["train"] = train(ours, eager, x, params, options, wait)
+        row["train"] = train(ours, eager, x, params, row["linear"]["median_us"], options, wait)
     return row
 
 
@@ -94,6 +98,7 @@ def train(
     eager: Callable[..., Tensor],
     x: Tensor,
     params: list[Tensor],
+    linear: float,
     options: argparse.Namespace,
     wait: Call,
 ) -> dict[str, Any]:
@@ -112,14 +117,13 @@ def train(
             step()
         wait()
         found[name]["with_gpu_us"] = round((time.perf_counter_ns() - begin) / options.calls / 1e3, 2)
+    found["to_linear"] = {name: round(found[name]["median_us"] / linear, 3) for name in steps}
     found["replays"] = replays(steps["mlpdsl"], options, wait)
     return found
 
 
 def replays(step: Call, options: argparse.Namespace, wait: Call) -> list[dict[str, Any]]:
     """The recordings that a training step repeats, forward's first: their launches, and what repeating one costs the host."""
-    from mlpdsl.tape import Product, Tape
-
     seen: list[tuple[Tape, tuple[Any, ...]]] = []
     real = Tape.replay
 
@@ -144,7 +148,7 @@ def replays(step: Call, options: argparse.Namespace, wait: Call) -> list[dict[st
 def profile(kind: Any, call: Call, x: Tensor, params: list[Tensor], options: argparse.Namespace, wait: Call) -> dict[str, Any]:
     """Where a call's time goes: each part by what a call costs without it, or by itself."""
     from mlpdsl import straight, tape
-    from mlpdsl.tape import Product, Step
+    from mlpdsl.tape import Step
 
     recording, inputs = kind.tape, [x, *params]
     addresses = [t.data_ptr() for t in inputs]
@@ -206,6 +210,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=list(SPECS), choices=list(SPECS))
     parser.add_argument("--calls", type=int, default=200, help="calls of one stretch; launches beyond 1024 would wait for the GPU")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--m", type=int, default=1, help="rows of x")
     parser.add_argument("--profile", action="store_true", help="where a call's time goes")
     parser.add_argument("--train", action="store_true", help="forward and backward as well")
     parser.add_argument("--device", default="cuda:0")
@@ -222,6 +227,9 @@ def main() -> None:
             print(f"{name:<22} linear {row['linear']['median_us']:>6.2f} us  mlpdsl {row['mlpdsl']['median_us']:>6.2f} us "
                   f"({row['mlpdsl_to_linear']:.2f}x)  eager {row['eager']['median_us']:>6.2f} us ({row['eager_to_linear']:.2f}x)  "
                   f"launches {row['launches']}, by the C launcher: {row['by_c_launcher']}", flush=True)  # fmt: skip
+            if "train" in row:
+                told = {name: each["median_us"] for name, each in row["train"].items() if name in row["train"]["to_linear"]}
+                print(f"    with gradients: {told}, in linears: {row['train']['to_linear']}", flush=True)
             if "profile_us" in row:
                 print("    " + "  ".join(f"{part} {took}" for part, took in row["profile_us"].items()), flush=True)
             if options.out is not None:

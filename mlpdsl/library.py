@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlpdsl.tape import recorder
 
-__all__ = ["product"]
+__all__ = ["multiply", "product"]
 
 _lock = threading.Lock()
 """Held from reading the flags to restoring them."""
@@ -29,7 +29,12 @@ def product(a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None = None) -> 
     if out.device.type == "cpu":  # where kernels are interpreted: as a GPU does it
         wide = a.float() @ b.float()
         out.copy_(wide if addend is None else wide + addend.float())
-        return
+    else:
+        multiply(a, b, out, addend)
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None = None) -> None:
+    """The same on a GPU, where no call is being recorded."""
     with _exact(out.dtype):
         if addend is None:
             torch.mm(a, b, out=out)
@@ -38,11 +43,12 @@ def product(a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None = None) -> 
 
 
 class _Flag(NamedTuple):
-    """One of torch.backends.cuda.matmul's flags: how it is read and written, by torch's own functions, and what is exact."""
+    """One of torch.backends.cuda.matmul's flags: how it is read and written, by torch's own functions, and from what it says to
+    what it has to say, which is the same where that is exact."""
 
     read: Callable[[], Any]
-    write: Callable[..., None]
-    exact: Any
+    write: Callable[[Any], None]
+    exact: Callable[[Any], Any]
 
 
 def _flag(name: str) -> _Flag:
@@ -51,19 +57,29 @@ def _flag(name: str) -> _Flag:
     read, write = (getattr(torch._C, f"_{verb}_cublas_{name}", None) for verb in ("get", "set"))
     if read is None or write is None:
         matmul = torch.backends.cuda.matmul
-        return _Flag(lambda: getattr(matmul, name), lambda value: setattr(matmul, name, value), False)
-    return _Flag(read, write, False)
+        return _Flag(lambda: getattr(matmul, name), lambda value: setattr(matmul, name, value), lambda _: False)
+    if type(read()) is tuple:
+        return _Flag(read, lambda pair: write(*pair), lambda pair: (False, pair[1]))
+    return _Flag(read, write, lambda _: False)
 
 
 @cache
 def _flags_of(dtype: torch.dtype) -> tuple[_Flag, ...]:
     """What has to be exact for products of a dtype to be summed in float32 of every bit."""
     if dtype == torch.float32:
-        matmul = torch.backends.cuda.matmul
-        return (_Flag(lambda: matmul.fp32_precision, lambda value: setattr(matmul, "fp32_precision", value), "ieee"),)
+        return (_precision(),)
     if dtype == torch.bfloat16:
         return (_flag("allow_bf16_reduced_precision_reduction"),)
     return _flag("allow_fp16_reduced_precision_reduction"), _flag("allow_fp16_accumulation")
+
+
+def _precision() -> _Flag:
+    """How float32 is multiplied. "none": as a wider setting says, which reading it takes into account, so nobody said anything."""
+    matmul, exact = torch.backends.cuda.matmul, lambda said: said if said == "none" else "ieee"
+    read, write = (getattr(torch._C, f"_{verb}_fp32_precision_{verb}ter", None) for verb in ("get", "set"))
+    if read is None or write is None:
+        return _Flag(lambda: matmul.fp32_precision, lambda value: setattr(matmul, "fp32_precision", value), exact)
+    return _Flag(lambda: read("cuda", "matmul"), lambda value: write("cuda", "matmul", value), exact)
 
 
 class _exact:
@@ -81,10 +97,10 @@ class _exact:
         try:
             for flag in self.flags:
                 found = flag.read()
-                pair = type(found) is tuple
-                if (found[0] if pair else found) != flag.exact:
+                wanted = flag.exact(found)
+                if wanted != found:
                     self.before.append((flag, found))
-                    _write(flag, (flag.exact, *found[1:]) if pair else flag.exact)
+                    flag.write(wanted)
         except BaseException:
             self.__exit__()
             raise
@@ -92,13 +108,6 @@ class _exact:
     def __exit__(self, *_: object) -> None:
         try:
             for flag, value in self.before:
-                _write(flag, value)
+                flag.write(value)
         finally:
             _lock.release()
-
-
-def _write(flag: _Flag, value: Any) -> None:
-    if type(value) is tuple:
-        flag.write(*value)
-    else:
-        flag.write(value)

@@ -123,6 +123,10 @@ NEW_EMPTY = torch._C.TensorBase.new_empty
 """Torch's own. Where somebody has put another in its place, recordings allocate by that one."""
 
 
+REINTERPRET: Callable[..., Tensor] | None = getattr(torch._C._dynamo.guards, "_reinterpret_tensor", None)
+"""A plain tensor's memory in another shape and other strides, so many elements on, past torch's dispatcher."""
+
+
 def _allocator(device: torch.device) -> Callable[..., Tensor]:
     """`empty_strided` past torch's dispatcher, on the current device; a third of its cost."""
     guards = torch._C._dynamo.guards
@@ -196,6 +200,19 @@ def straight(
     def seen(view: View | None) -> str:
         return "None" if view is None else f"{name(view)}.over({tensor(view.slot)})"
 
+    def operand(view: View | None) -> str:
+        """A view that nobody but a product gets to see."""
+        if view is None:
+            return "None"
+        extents, dtype = made.get(view.slot, ((), None))
+        base = view.base or (tuple(extents), _contiguous(extents), dtype)
+        if (view.offset, view.shape, view.strides, view.dtype) == (0, *base):
+            return tensor(view.slot)
+        if REINTERPRET is None or view.dtype != base[2]:
+            return seen(view)
+        start = view.offset // view.dtype.itemsize
+        return f"{name(REINTERPRET)}({tensor(view.slot)}, {name(view.shape)}, {name(view.strides)}, {name(start)})"
+
     if made:
         add("like = inputs[0]")
         add(f"plain = type(like).new_empty is {name(NEW_EMPTY)}")
@@ -211,7 +228,8 @@ def straight(
             add(f"a{slot} = t{slot}.data_ptr()")
             add(f"if a{slot} % {GRANULE}: return None")
         if isinstance(step, Product):
-            add(f"{name(library)}.product({', '.join(seen(view) for view in step.views)})")
+            multiply = "multiply" if device.type == "cuda" else "product"
+            add(f"{name(library)}.{multiply}({', '.join(operand(view) for view in step.views)})")
         else:
             assert step.starter is not None and step.flat is not None
             start, before, after, flat = step.starter
@@ -239,11 +257,12 @@ def _is_whole(view: View, extents: Sequence[int], dtype: torch.dtype) -> bool:
 
 
 def places(
-    tensors: Sequence[Tensor], varying: int, alike: Callable[..., bool]
+    tensors: Sequence[Tensor], varying: int, alike: Callable[..., bool], recorded: bool = False
 ) -> Callable[[Sequence[Tensor]], tuple[int, ...] | None]:
     """From the tensors of a call to the addresses of the first `varying` of them, the first being one that has a shape.
 
-    None where they are not as many as here or not `alike`; where a gradient would be recorded; where one after the first few lies
+    None where they are not as many as here or not `alike`; where a gradient would be recorded and not `recorded`, or the other way
+    round; where one after the first few lies
     elsewhere than here, or one of the first few is aligned otherwise, or not the same of them begin at one address.
     """
     text, addresses, count = _Text(), [t.data_ptr() for t in tensors], range(len(tensors))
@@ -257,7 +276,7 @@ def places(
         add("if nested: return None")
     add(f"if not {name(alike)}({', '.join(given)}): return None")
     if any(t.requires_grad for t in tensors):
-        add(f"if {name(torch.is_grad_enabled)}(): return None")
+        add(f"if {'not ' if recorded else ''}{name(torch.is_grad_enabled)}(): return None")
     elsewhere = " or ".join(f"t{i}.data_ptr() != {name(addresses[i])}" for i in count[varying:])
     add(f"if {elsewhere or False}: return None")
     for i, at in enumerate(here):

@@ -45,6 +45,8 @@ class View(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: torch.dtype
+    base: tuple[tuple[int, ...], tuple[int, ...], torch.dtype] | None = None
+    """Shape, strides and dtype of the input that lies in the slot, which are the same at every repetition; of allocations None."""
 
     def of(self, buffers: Sequence[Tensor | None]) -> Tensor:
         base = buffers[self.slot]
@@ -222,8 +224,9 @@ class Recorder:
         same.sort(key=lambda i: (all_of_them[i].data_ptr() != t.data_ptr(), all_of_them[i].dtype != t.dtype))
         if not same:
             return None
-        offset = t.data_ptr() - all_of_them[same[0]].data_ptr()
-        return View(same[0], offset, tuple(t.shape), tuple(t.stride()), t.dtype)
+        slot, base = same[0], all_of_them[same[0]]
+        known = (tuple(base.shape), tuple(base.stride()), base.dtype) if slot < len(self.inputs) else None
+        return View(slot, t.data_ptr() - base.data_ptr(), tuple(t.shape), tuple(t.stride()), t.dtype, known)
 
     def tape(self, results: Sequence[Tensor | None], direct: bool) -> Tape | None:
         """The recording of a call that returned `results`."""
@@ -281,14 +284,6 @@ class Tapes:
             _local.recorder = None
         self._known[key] = heard.tape(results, self._direct) or False
         return results
-
-    def repeat(self, word: tuple[Any, ...], varying: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[Any] | None:
-        """As `call` does where there is a recording and nobody listens to launches; else None."""
-        known = self.find(word, varying, fixed)
-        if known is None:
-            return None
-        inputs = [*varying, *fixed]
-        return known.replay(inputs, [t.data_ptr() for t in inputs])
 
     def find(self, word: tuple[Any, ...], varying: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tape | None:
         """The recording that `call` would repeat, if there is one."""

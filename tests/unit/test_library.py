@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlpdsl.library import _exact, _flag
+from mlpdsl.library import _exact, _flag, _precision
 
 FLAGS = torch.backends.cuda.matmul
 SAID: dict[torch.dtype, dict[str, Any]] = {
@@ -87,6 +87,19 @@ def test_whether_sums_may_be_split_stays_the_users(name: str, said: tuple[bool, 
         setattr(FLAGS, name, True)
 
 
+@pytest.mark.parametrize(("everywhere", "meanwhile"), [("none", "none"), ("tf32", "ieee"), ("ieee", "ieee")])
+def test_what_is_said_of_all_products_counts(everywhere: str, meanwhile: str) -> None:
+    """Where this flag says nothing, a wider one may; where none does, there is nothing to write."""
+    try:
+        torch.backends.fp32_precision = everywhere
+        FLAGS.fp32_precision = "none"
+        with _exact(torch.float32):
+            assert FLAGS.fp32_precision == meanwhile
+        assert FLAGS.fp32_precision == everywhere
+    finally:
+        torch.backends.fp32_precision = "none"
+
+
 def test_a_torch_without_those_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch._C, "_set_cublas_allow_fp16_accumulation")
     flag = _flag("allow_fp16_accumulation")
@@ -94,3 +107,9 @@ def test_a_torch_without_those_functions(monkeypatch: pytest.MonkeyPatch) -> Non
     assert flag.read() is True
     flag.write(False)
     assert FLAGS.allow_fp16_accumulation is False
+    monkeypatch.delattr(torch._C, "_set_fp32_precision_setter")
+    flag = _precision()
+    monkeypatch.undo()
+    assert flag.read() == "tf32" and flag.exact("tf32") == "ieee"
+    flag.write("ieee")
+    assert FLAGS.fp32_precision == "ieee"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from triton import knobs
 
-from mlpdsl import launch, library, tape
+from mlpdsl import launch, library, straight, tape
 from mlpdsl.agreement import hooked, twins
 from mlpdsl.tape import Described, Recorder, Tapes, View
 from tests.launchers import (
@@ -99,6 +99,26 @@ def test_products_are_steps_too(monkeypatch: pytest.MonkeyPatch, utils: Utils) -
         (y,) = found.replay([other, w], [other.data_ptr(), w.data_ptr()])
         torch.testing.assert_close(y, other @ w.t())
         assert plain(utils.launch.calls[-1]) == by_triton(kernel, (1,), [y, y], utils)
+
+
+@pytest.mark.parametrize("quickly", [True, False])
+def test_products_of_parts(quickly: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns of x by rows of a weight, into a part of an allocation, a vector added: each where it lies now."""
+    if not quickly:  # a torch without that function
+        monkeypatch.setattr(straight, "REINTERPRET", None)
+    x, w, b = torch.randn(4, 8), torch.randn(6, 8), torch.randn(12)
+    recorder = Recorder([x], [w, b])
+    out = x.new_empty((2, 4, 3))
+    recorder.allocated(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(tape._local, "recorder", recorder, raising=False)
+        out[0].zero_()
+        library.product(x[:, 2:6], w[3:, 2:6].t(), out[1], b[4:7])
+    found = recorder.tape([out], direct=True)
+    assert found is not None and found.direct
+    other, moved = torch.randn(40)[8:].view(4, 8), torch.randn(20)[3:15]
+    (y,) = found.replay([other, w, moved], [])
+    torch.testing.assert_close(y[1], other[:, 2:6] @ w[3:, 2:6].t() + moved[4:7])
 
 
 def test_views_are_of_the_tensors_of_now() -> None:
