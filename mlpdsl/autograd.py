@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mlpdsl import ops
 from mlpdsl.errors import UnsupportedError
-from mlpdsl.shortcut import repeated
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from mlpdsl.shortcut import Forward
+
+__all__ = ["repeat", "run"]
+
+Call = tuple[str, tuple[str, ...], bool]
+"""Of a call: the spec as JSON, `same_as` of its plan for each operand, and whether it is batch-invariant."""
 
 
 _TRANSFORM_IN_COMPILE = (
@@ -22,26 +27,31 @@ _TRANSFORM_IN_COMPILE = (
 
 
 def _gradients(
-    call: tuple[str, tuple[str, ...], bool],
+    call: Call,
     needs: Sequence[bool],
     grad: Tensor,
     x: Tensor,
     inputs: Sequence[Tensor],
     saved: Sequence[Tensor],
+    kind: Forward | None = None,
 ) -> list[Tensor | None]:
-    """The gradients of x and of the inputs (parameters, then operands), None where not needed. `call` is what `run` got first."""
+    """The gradients of x and of the inputs (parameters, then operands), None where not needed. `kind` is forward's, if it is one
+    that is remembered."""
     spec, same_as, batch_invariant = call
     count = len(inputs) - len(same_as)
     parameters, operands = inputs[:count], inputs[count:]
-    word = ("backward", tuple(needs), batch_invariant)
-    again = None if torch.compiler.is_compiling() else repeated(word, [grad, x, *operands, *saved], parameters, spec)
-    if again is None:
-        found = iter(ops.backward(grad, x, parameters, operands, saved, needs, spec, batch_invariant))
-    else:
-        found = iter(ops.returned(again, spec, needs, x, parameters, operands))
+    varying = (grad, x, *operands, *saved)
+    if torch.compiler.is_compiling():
+        kind = None
+    given: Sequence[Tensor | None] | None = None if kind is None else kind.backward(tuple(needs), (*varying, *parameters))
+    if given is None:
+        given = ops.backward(grad, x, parameters, operands, saved, needs, spec, batch_invariant)
+        if kind is not None:
+            kind.learn(tuple(needs), spec, batch_invariant, varying, parameters, len(operands))
+    found = iter(given)
     # An operand that is only added has the output's gradient for its own: nothing is written for it.
     same = ("",) * (1 + count) + tuple(same_as)
-    return [None if not need else grad if kind == "grad" else next(found) for need, kind in zip(needs, same, strict=True)]
+    return [None if not need else grad if as_ == "grad" else next(found) for need, as_ in zip(needs, same, strict=True)]
 
 
 class _FirstOnly(torch.autograd.Function):
@@ -79,33 +89,48 @@ def _once(grads: list[Tensor | None], depends_on: Sequence[Tensor]) -> list[Tens
 
 
 class _MLPFunction(torch.autograd.Function):
-    """y = MLP(x, *parameters, *operands), keeping the preactivations for backward."""
+    """y = MLP(x, *parameters, *operands), keeping the preactivations for backward. `known`: the kind of call that it is, and where
+    the tensors lie, if it is one that is remembered."""
 
     @staticmethod
-    def forward(ctx: Any, spec: str, same_as: tuple[str, ...], batch_invariant: bool, x: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, call: Call, known: tuple[Forward, Sequence[int]] | None, x: Tensor, *inputs: Tensor) -> Tensor:
+        spec, same_as, batch_invariant = call
         count = len(inputs) - len(same_as)
         parameters, operands = inputs[:count], inputs[count:]
-        word = ("forward", True, batch_invariant)
-        again = None if torch.compiler.is_compiling() else repeated(word, [x, *operands], parameters, spec)
-        if again is None:
-            y, *saved = ops.forward(x, parameters, operands, spec, True, batch_invariant)
-        else:
-            y, *saved = ops.shaped(again, x)
-        ctx.save_for_backward(x, *inputs, *saved)
-        ctx.call, ctx.inputs = (spec, same_as, batch_invariant), len(inputs)
-        result: Tensor = y
+        kind, results = None, None
+        if known is not None:
+            kind, addresses = known
+            results = kind.results((x, *operands, *parameters), addresses)
+        if results is None:
+            results = ops.forward(x, parameters, operands, spec, True, batch_invariant)
+        result: Tensor = results[0]
+        ctx.save_for_backward(x, *inputs, *results[1:])
+        ctx.call, ctx.inputs, ctx.kind = call, len(inputs), kind
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *rest = ctx.saved_tensors
         inputs, saved = rest[: ctx.inputs], rest[ctx.inputs :]
-        needs = ctx.needs_input_grad[3:]
+        needs = ctx.needs_input_grad[2:]
         if not torch.is_grad_enabled():
-            return None, None, None, *_gradients(ctx.call, needs, grad, x, inputs, saved)
+            return None, None, *_gradients(ctx.call, needs, grad, x, inputs, saved, ctx.kind)
         with torch.no_grad():
             grads = _gradients(ctx.call, needs, grad, x, inputs, saved)
-        return None, None, None, *_once(grads, [grad, x, *inputs])
+        return None, None, *_once(grads, [grad, x, *inputs])
+
+
+def repeat(
+    call: Call,
+    kind: Forward,
+    addresses: Sequence[int],
+    x: Tensor,
+    parameters: tuple[Tensor, ...],
+    operands: tuple[Tensor, ...],
+) -> Tensor:
+    """A call of a kind that is remembered, with its gradient. Nothing transforms it: torch's own `apply` would only ask that."""
+    y: Tensor = super(torch.autograd.Function, _MLPFunction).apply(call, (kind, addresses), x, *parameters, *operands)  # type: ignore[no-untyped-call]
+    return y
 
 
 class _TransformedFunction(torch.autograd.Function):
@@ -154,7 +179,7 @@ def run(
     )
     # In forward mode too the function, which has no jvp and says so: the bare operator would drop the tangents.
     if recorded or torch.autograd.forward_ad._current_level >= 0:
-        result: Tensor = _MLPFunction.apply(spec, same_as, batch_invariant, x, *parameters, *operands)  # type: ignore[no-untyped-call]
+        result: Tensor = _MLPFunction.apply((spec, same_as, batch_invariant), None, x, *parameters, *operands)  # type: ignore[no-untyped-call]
         return result
     y: Tensor = ops.forward(x, parameters, operands, spec, False, batch_invariant)[0]
     return y

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlpdsl import source
-from mlpdsl.autograd import run
+from mlpdsl.autograd import repeat, run
 from mlpdsl.backends import BACKENDS, choose_backend, requested_backend
 from mlpdsl.checks import Signature, torch_dtype
 from mlpdsl.codegen.lower import lower
@@ -51,8 +52,9 @@ class CompiledMLP:
         self._signature = Signature(spec)
         self._evaluation = Evaluation(spec)
         self._kinds = tuple(spec.operands())
-        self._shortcut = Shortcut(self._json, batch_invariant)
         self._same_as: tuple[str, ...] = plan_of(self._json).epilogue.same_as if of is None else of._same_as
+        call = (self._json, self._same_as, batch_invariant)
+        self._shortcut = Shortcut(self._json, batch_invariant, partial(repeat, call))
         self._asked = asked
         self._variants: dict[torch.dtype, CompiledMLP] = {torch_dtype(spec.dtype): self} if of is None else of._variants
         if of is None:
@@ -72,8 +74,8 @@ class CompiledMLP:
             if y is not None:
                 return y
         y = self._whole_way(x, params, operands)
-        if in_order is not None and not y.requires_grad and choose_backend(self._backend, x.device.type, self._json) == "triton":
-            self._shortcut.learn(x, params, in_order)
+        if in_order is not None and choose_backend(self._backend, x.device.type, self._json) == "triton":
+            self._shortcut.learn(x, params, in_order, y.requires_grad)
         return y
 
     def _whole_way(self, x: Tensor, params: tuple[Tensor, ...], operands: dict[str, Tensor]) -> Tensor:
@@ -97,7 +99,7 @@ class CompiledMLP:
         dtype = torch.get_autocast_dtype(device) if self.spec.dtype == "float32" else torch_dtype(self.spec.dtype)
         with torch.autocast(device, enabled=False):
             cast = [_cast(t, dtype) for t in (x, *params)]
-            return self.with_dtype(dtype)._run(cast[0], tuple(cast[1:]), {k: _cast(v, dtype) for k, v in operands.items()})
+            return self.with_dtype(dtype)(cast[0], *cast[1:], **{k: _cast(v, dtype) for k, v in operands.items()})
 
     def with_dtype(self, dtype: torch.dtype) -> CompiledMLP:
         """The same MLP in another dtype (float32, float16 or bfloat16). Raises `ShapeError` for any other."""

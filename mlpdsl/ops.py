@@ -22,7 +22,7 @@ from mlpdsl.errors import ShapeError
 if TYPE_CHECKING:
     from mlpdsl.tape import Tapes
 
-__all__ = ["OPS", "backward", "forward", "interpreter_lock", "on_device", "recordings", "returned", "shaped"]
+__all__ = ["OPS", "backward", "forward", "interpreter_lock", "on_device", "recordings", "wanted"]
 
 _library = torch.library.Library("mlpdsl", "DEF")
 _library.define(
@@ -88,7 +88,7 @@ def _rows(t: Tensor, run: Runner, batch_invariant: bool) -> Tensor:
     """x, a tile or a gradient as (M, n). Where batch-invariant, copied unless descriptors fit it: which of the two paths runs
     may depend on the weights, which are the same for every batch, and on nothing else."""
     flat = _flat(t)
-    if not batch_invariant or not run.plan.uses_tma:
+    if not batch_invariant or not run.plan.uses_tma or flat.shape[-1] % 8:
         return flat
     from mlpdsl.launch import fits_tma
 
@@ -148,11 +148,6 @@ def _forward(
 
     with on_device(x):
         results = run.tapes.call(("forward", save, batch_invariant), [x, *operands], parameters, launch)
-    return shaped(results, x)
-
-
-def shaped(results: list[Tensor], x: Tensor) -> list[Tensor]:
-    """What forward found for the rows of x, the first in as many dimensions as x has."""
     if x.dim() != 2:
         with torch._C._AutoDispatchBelowADInplaceOrView():  # no view, which autograd would let nobody write to
             results[0] = results[0].view(*x.shape[:-1], results[0].shape[-1])
@@ -177,7 +172,7 @@ def _forward_fake(
     return results
 
 
-def _returned(spec: str, needs: Sequence[bool], parameters: Sequence[Tensor]) -> list[bool]:
+def wanted(spec: str, needs: Sequence[bool], parameters: Sequence[Tensor]) -> list[bool]:
     """Which gradients `backward` returns: those needed, but for operands whose gradient is the output's own."""
     same_as = plan_of(spec).epilogue.same_as
     first = 1 + len(parameters)
@@ -214,22 +209,10 @@ def _backward(
     with on_device(x):
         word = ("backward", tuple(needs), batch_invariant)
         grads = run.tapes.call(word, [grad, x, *operands, *saved], parameters, launch)
-    return returned(grads, spec, needs, x, parameters, operands)
-
-
-def returned(
-    grads: Sequence[Tensor | None],
-    spec: str,
-    needs: Sequence[bool],
-    x: Tensor,
-    parameters: Sequence[Tensor],
-    operands: Sequence[Tensor],
-) -> list[Tensor]:
-    """Of what backward found for each input, what the operator returns, in the inputs' shapes."""
-    wanted = _returned(spec, needs, parameters)
+    asked = wanted(spec, needs, parameters)
     return [
         g if g.shape == i.shape else g.view(i.shape)
-        for g, i, want in zip(grads, [x, *parameters, *operands], wanted, strict=True)
+        for g, i, want in zip(grads, [x, *parameters, *operands], asked, strict=True)
         if want and g is not None
     ]
 
@@ -245,8 +228,8 @@ def _backward_fake(
     batch_invariant: bool = False,
 ) -> list[Tensor]:
     inputs = [x, *parameters, *operands]
-    wanted = _returned(spec, needs, parameters)
-    return [t.new_empty(t.shape) for t, want in zip(inputs, wanted, strict=True) if want]
+    asked = wanted(spec, needs, parameters)
+    return [t.new_empty(t.shape) for t, want in zip(inputs, asked, strict=True) if want]
 
 
 def _untraced(function: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Calls that need no gradient, past torch's dispatcher, once an equal call has gone the whole way.
+"""Calls past torch's dispatcher, once an equal call has gone the whole way.
 
-The first calls of a kind are checked in full and go through `mlpdsl::forward`. If they leave a recording, everything that was
-checked is remembered: of each tensor type, dtype, device, shape and strides, and the address of weights. While a call agrees in
-that, and nothing listens or transforms, the recording is repeated. Anything else takes the whole way again.
+The first calls of a kind are checked in full and go through `mlpdsl::forward` and `mlpdsl::backward`. If they leave a recording,
+everything that was checked is remembered: of each tensor type, dtype, device, shape and strides, and the address of weights. While
+a call agrees in that, and nothing listens or transforms, the recording is repeated. Anything else takes the whole way again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlpdsl.straight import Replay
     from mlpdsl.tape import Tape
 
-__all__ = ["Shortcut", "repeated"]
+__all__ = ["Forward", "Shortcut"]
 
 _SHAPES = 4096
 """Shapes of x, each with a first weight, that are remembered."""
@@ -46,20 +46,6 @@ def _undisturbed() -> bool:
 def _plain(device: str) -> bool:
     """The same, where no tensor is there whose dispatch keys say the rest."""
     return device in _DEVICES and not torch.is_autocast_enabled(device) and not _C._get_tracing_state() and _undisturbed()
-
-
-def repeated(word: tuple[Any, ...], varying: Sequence[Tensor], fixed: Sequence[Tensor], spec: str) -> list[Any] | None:
-    """The recording of a call (as `Tapes.call` was given it), repeated past torch's dispatcher. None where there is none, or where
-    somebody would hear of the operator, or would have done something to these tensors before it."""
-    x = varying[0]
-    tapes = ops.recordings(spec, x.device) if x.device.type in _DEVICES else None
-    if tapes is None or not _undisturbed() or _C._get_tracing_state():
-        return None
-    for t in (*varying, *fixed):
-        if type(t) not in _TYPES or t.is_neg() or not t.data_ptr():
-            return None
-    with ops.on_device(x):
-        return tapes.repeat(word, varying, fixed)
 
 
 def _signature(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
@@ -93,48 +79,119 @@ def _likeness(tensors: Sequence[Tensor]) -> Callable[..., bool]:
 class _Kind:
     """One kind of call, and its recording."""
 
-    def __init__(self, tape: Tape, tensors: Sequence[Tensor], varying: int) -> None:
+    def __init__(self, tape: Tape, tensors: Sequence[Tensor], varying: int, recorded: bool = False) -> None:
         from mlpdsl.straight import places
 
         self.tape = tape
-        self.places = places(tensors, varying, _likeness(tensors))
+        self.places = places(tensors, varying, _likeness(tensors), recorded)
         x = tensors[0]
         self.device = x.device.index if x.is_cuda else None
+
+    def replay(self, tensors: tuple[Tensor, ...], addresses: Sequence[int], run: Replay | None = None) -> list[Any] | None:
+        """What the recording leaves, for tensors that `places` found at `addresses`; None where it cannot be repeated now."""
+        if self.device is None:
+            with ops.interpreter_lock():
+                return self.tape.replay(tensors, addresses, run)
+        if _C._cuda_getDevice() != self.device:
+            return None
+        return self.tape.replay(tensors, addresses, run)
+
+
+class Forward(_Kind):
+    """A kind of forward. `recorded`: with gradients; `backwards` are then its backward's kinds, by what was needed."""
+
+    def __init__(self, tape: Tape, tensors: Sequence[Tensor], varying: int, recorded: bool = False) -> None:
+        super().__init__(tape, tensors, varying, recorded)
+        self.recorded = recorded
+        self.backwards: dict[tuple[bool, ...], list[_Backward]] = {}
         # In more or fewer dimensions than two the result is made in its shape where it can be, else it is seen in it.
+        x = tensors[0]
         self.lead = None if x.dim() == 2 else tuple(x.shape[:-1])
         self.run: Replay | None = None
         if self.lead is not None and tape.results[0] is not None:
             self.run = tape.in_shape((*self.lead, tape.results[0].shape[-1]))
 
-    def call(self, tensors: tuple[Tensor, ...]) -> Tensor | None:
-        """The result, or None where this is another kind of call."""
-        addresses = self.places(tensors)
-        if addresses is None:
+    def results(self, tensors: tuple[Tensor, ...], addresses: Sequence[int]) -> list[Any] | None:
+        """y in its shape, then what backward needs."""
+        results = self.replay(tensors, addresses, self.run)
+        if results is not None and self.lead is not None and self.run is None:
+            with _C._AutoDispatchBelowADInplaceOrView():  # a tensor of its own, which may be written to
+                results[0] = results[0].view((*self.lead, -1))
+        return results
+
+    def backward(self, needs: tuple[bool, ...], tensors: tuple[Tensor, ...]) -> list[Tensor | None] | None:
+        """The gradients of a call of this kind, as the operator returns them; None where its backward has to go the whole way.
+        `tensors` are grad, x, operands, what was saved, and parameters."""
+        if not _undisturbed():
             return None
-        if self.device is None:
-            with ops.interpreter_lock():
-                results = self.tape.replay(tensors, addresses, self.run)
-        elif _C._cuda_getDevice() == self.device:
-            results = self.tape.replay(tensors, addresses, self.run)
-        else:
-            return None
-        if results is None:
-            return None
-        y: Tensor = results[0]
-        if self.lead is None or self.run is not None:
-            return y
-        with _C._AutoDispatchBelowADInplaceOrView():  # a tensor of its own, which may be written to
-            return y.view((*self.lead, -1))
+        for kind in self.backwards.get(needs, ()):
+            addresses = kind.places(tensors)
+            if addresses is not None:
+                found = kind.replay(tensors, addresses)
+                return None if found is None else kind.shaped(found)
+        return None
+
+    def learn(
+        self,
+        needs: tuple[bool, ...],
+        spec: str,
+        batch_invariant: bool,
+        varying: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        operands: int,
+    ) -> None:
+        """After a backward that went the whole way. `varying`: grad, x, so many operands, and what was saved."""
+        tensors = (*varying, *parameters)
+        tapes = ops.recordings(spec, tensors[0].device)
+        if tapes is None or torch.is_grad_enabled() or not _remembers(tensors):
+            return
+        tape = tapes.find(("backward", needs, batch_invariant), varying, parameters)
+        if tape is None:
+            return
+        kinds = self.backwards.setdefault(needs, [])
+        if any(kind.tape is tape and kind.places(tensors) for kind in kinds):
+            return
+        if len(kinds) >= _KINDS:
+            kinds.clear()
+        inputs = [varying[1], *parameters, *varying[2 : 2 + operands]]
+        wanted = ops.wanted(spec, needs, parameters)
+        returned = [(i, inputs[i].shape) for i, view in enumerate(tape.results) if wanted[i] and view is not None]
+        kinds.append(_Backward(tape, tensors, len(varying), returned))
+
+
+class _Backward(_Kind):
+    """A kind of backward. `returned`: of what it finds for each input, positions and shapes of what the operator returns."""
+
+    def __init__(self, tape: Tape, tensors: Sequence[Tensor], varying: int, returned: list[tuple[int, torch.Size]]) -> None:
+        super().__init__(tape, tensors, varying)
+        self.returned = returned
+
+    def shaped(self, results: list[Any]) -> list[Tensor | None]:
+        given = [(results[i], shape) for i, shape in self.returned]
+        return [g if g.shape == shape else g.view(shape) for g, shape in given]
+
+
+def _remembers(tensors: Sequence[Tensor]) -> bool:
+    """Whether a kind of call may be made of these: nobody but torch is asked of them, and they are memory as it is read."""
+    if not _plain(tensors[0].device.type):
+        return False
+    # Others are asked themselves, or of memory that means the opposite, or zeros that are not written out.
+    return all(type(t) in _TYPES and not t.is_neg() and t.data_ptr() for t in tensors)
+
+
+Recorded = Callable[[Forward, Sequence[int], Tensor, tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]
+"""From a kind of forward, the addresses that it found, x, parameters and operands to y, which knows its gradient."""
 
 
 class Shortcut:
     """The remembered kinds of calls of one spec, by the shape of x and the first weight's address: one callable may serve every
     layer of a model."""
 
-    def __init__(self, spec_json: str, batch_invariant: bool) -> None:
+    def __init__(self, spec_json: str, batch_invariant: bool, recorded: Recorded) -> None:
         self._spec = spec_json
-        self._word = ("forward", False, batch_invariant)
-        self._kinds: dict[tuple[torch.Size, int], list[_Kind]] = {}
+        self._batch_invariant = batch_invariant
+        self._recorded = recorded
+        self._kinds: dict[tuple[torch.Size, int], list[Forward]] = {}
         self._generation = dispatch.generation
 
     def call(self, x: Tensor, params: tuple[Tensor, ...], operands: tuple[Tensor, ...]) -> Tensor | None:
@@ -149,25 +206,26 @@ class Shortcut:
             return None
         tensors = (x, *operands, *params)
         for kind in kinds:
-            y = kind.call(tensors)
-            if y is not None:
+            addresses = kind.places(tensors)
+            if addresses is None:
+                continue
+            if kind.recorded:
+                return self._recorded(kind, addresses, x, params, operands)
+            results = kind.results(tensors, addresses)
+            if results is not None:
+                y: Tensor = results[0]
                 return y
         return None
 
-    def learn(self, x: Tensor, params: tuple[Tensor, ...], operands: tuple[Tensor, ...]) -> None:
-        """After a call that went the whole way without a gradient: remember it, if it was recorded."""
+    def learn(self, x: Tensor, params: tuple[Tensor, ...], operands: tuple[Tensor, ...], recorded: bool) -> None:
+        """After a call that went the whole way, and whose gradient was recorded or not: remember it, if it left a recording."""
         if self._generation != dispatch.generation:
             self._kinds.clear()
             self._generation = dispatch.generation
-        tapes = ops.recordings(self._spec, x.device)
-        if tapes is None or not _plain(x.device.type):
+        tapes, tensors = ops.recordings(self._spec, x.device), (x, *operands, *params)
+        if tapes is None or not _remembers(tensors):
             return
-        tensors = (x, *operands, *params)
-        if any(type(t) not in _TYPES or t.is_neg() for t in tensors):  # asked themselves, or of memory that means the opposite
-            return
-        if any(t.data_ptr() == 0 for t in tensors):  # zeros that are not written out
-            return
-        tape = tapes.find(self._word, [x, *operands], params)
+        tape = tapes.find(("forward", recorded, self._batch_invariant), [x, *operands], params)
         if tape is None:
             return
         at = (x.shape, params[0].data_ptr())
@@ -178,4 +236,4 @@ class Shortcut:
             return
         if len(kinds) >= _KINDS:
             kinds.clear()
-        kinds.append(_Kind(tape, tensors, 1 + len(operands)))
+        kinds.append(Forward(tape, tensors, 1 + len(operands), recorded))

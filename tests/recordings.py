@@ -38,9 +38,7 @@ def compiled(spec: MLPSpec, **options: Any) -> Callable[..., Tensor]:
 
 def unrecorded() -> AbstractContextManager[Any]:
     """Inside, every call of a new `CompiledMLP` is made in the ordinary way, and none is recorded."""
-    return mock.patch.multiple(
-        Tapes, call=lambda self, word, varying, fixed, make: make(), repeat=lambda self, word, varying, fixed: None
-    )
+    return mock.patch.object(Tapes, "call", lambda self, word, varying, fixed, make: make())
 
 
 def plainly(call: Call, **options: Any) -> Tensor:
