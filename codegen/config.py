@@ -15,14 +15,14 @@ from typing import Any
 
 from mlpdsl.target import Target
 
-from . import few_rows
-from .few_rows import PROCESSORS, SKINNY_ROWS, power_of_two, skinny
+from . import few_rows, ragged
+from .few_rows import PROCESSORS, SKINNY_ROWS, power_of_two, skinny, tiles_of
 from .plan import Config
 
 __all__ = ["INVARIANT_ROWS", "SKINNY_ROWS", "STRATEGIES", "candidates", "choose", "fitted", "interpreted", "interpreted_skinny",
-           "library", "skinny", "usual"]  # fmt: skip
+           "library", "padded", "skinny", "usual"]  # fmt: skip
 
-STRATEGIES = ("two_stage", "skinny", "library")
+STRATEGIES = ("two_stage", "skinny", "padded", "library")
 """Every strategy that a config can have."""
 
 INVARIANT_ROWS = 192
@@ -41,8 +41,12 @@ def usual(
     chosen = choose(role, path, m, n, k, dtype=dtype, planes=planes, target=target)
     if target.kind != "cuda":
         return chosen
+    if ragged.worth_copies(role, m, n, k, planes, target):
+        copied = padded(role, m, n, k, dtype=dtype, planes=planes, target=target)
+        if copied is not None:  # what fits already takes the same tiles: whether the library multiplies is no matter of alignment
+            return copied if path == "masked" else replace(copied, strategy="two_stage")
     exact = dtype == "float32" and precision == "ieee"  # by FMA, where cuBLAS has three times the speed
-    few = m > 1 and planes == 1 and target.name == "sm_90" and _tiles_of(64, 64, m, n) <= PROCESSORS // 4
+    few = m > 1 and planes == 1 and target.name == "sm_90" and tiles_of(64, 64, m, n) <= PROCESSORS // 4
     if dtype == "float32" and not exact and few and role in ("hidden", "output"):  # TF32: many tiles in place of few
         return Config(16, 32, 64, num_warps=8, num_stages=4) if m <= 16 else Config(32, 16, 32, num_warps=8, num_stages=4)
     if chosen.strategy == "skinny":
@@ -51,10 +55,10 @@ def usual(
         if role == "hidden":
             fused = _fused(m, n, k, planes, target)
         elif role == "output":
-            fused = _ragged(m, n, k, target)
+            fused = ragged.worth_a_kernel(m, n, k, target)
         else:
             fused = not _large(role, m, n, k, planes, target)
-        slower = exact or (dtype != "float32" and not fused)
+        slower = (exact and (k > 64 or role == "weight_grad" or m * n > 2**18)) or (dtype != "float32" and not fused)
         if epilogue and dtype != "float32" and target.name == "sm_90" and _worth_a_kernel(role, m, n, k):
             # Few columns of a long sum: many small tiles, deep ones.
             return Config(64, 64, 128, num_warps=4, num_stages=6) if m <= 512 and path == "tma" else chosen
@@ -79,12 +83,13 @@ def _fused(m: int, n: int, k: int, planes: int, target: Target) -> bool:
     """Whether a first linear by one kernel is as fast as the library's product and a pass over it, at more rows than a few. It
     saves what short sums and many rows make large: passes over activations."""
     if k % 8 or n % 8:
-        return (m <= 1024 or target.name == "sm_90") if planes == 2 else _ragged(m, n, k, target)
+        return (m <= 1024 or target.name == "sm_90") if planes == 2 else ragged.worth_a_kernel(m, n, k, target)
     if planes == 2 and target.name != "sm_90":
         return not 128 < m < 512
     if planes == 2:
-        tiles = (_two(2), _low(2)) if k <= 4096 else (_long_sum(m, n, 2),)
-        return not 128 < m < 1024 or max(_filled(tile, m, n) for tile in tiles) > 0.9
+        tiles = (_long_sum(m, n, 2),) if k > 4096 else (_two(2), _low(2)) if m < 1024 else (_two(2), _long_sum(m, n, 2))
+        needed = 0.0 if m <= 128 else 0.9 if m < 1024 else 0.85 if k > 1024 else 0.0
+        return max(_filled(tile, m, n) for tile in tiles) >= needed
     if m <= SKINNY_ROWS:  # of those, what skinny has no kernel for
         return True
     if target.name != "sm_90" or k <= 512 or k > 1024 >= m:
@@ -104,14 +109,6 @@ def _large(role: str, m: int, n: int, k: int, planes: int, target: Target) -> bo
     return m * n * k >= 2**33 and (role == "weight_grad" or planes == 2)
 
 
-def _ragged(m: int, n: int, k: int, target: Target) -> bool:
-    """Whether rows are of no whole 16 bytes, and a kernel of masked loads beats the library: short sums, a few columns, or tiles
-    enough; not for a long sum over many rows."""
-    if target.name != "sm_90" or not (k % 8 or n % 8):
-        return False
-    return k <= 512 or n <= 64 or (_tiles_of(64, 64, m, n) >= PROCESSORS and (k <= 2048 or m <= 1024))
-
-
 @lru_cache(maxsize=4096)
 def choose(role: str, path: str, m: int, n: int, k: int, *, dtype: str, planes: int, target: Target) -> Config:
     """The config of one launch by a generated kernel.
@@ -129,7 +126,7 @@ def _tiled(role: str, path: str, m: int, n: int, k: int, dtype: str, planes: int
     if path == "tma":
         config = _descriptors(role, m, n, k, planes, target)
     elif dtype == "float32":
-        config = _float32(role, m, n, planes, target)
+        config = _float32(role, m, n, k, planes, target)
     else:
         config = _pointers(role, m, n, k, planes, target)
     return _split(config, m, n, k) if role == "weight_grad" else config
@@ -152,6 +149,17 @@ def library(role: str, m: int, n: int, *, dtype: str, planes: int) -> Config | N
     return Config(block_m, block_n, 16, num_warps=8 if block_m * block_n > 1024 else 4, num_stages=1, strategy="library")
 
 
+def padded(role: str, m: int, n: int, k: int, *, dtype: str, planes: int, target: Target) -> Config | None:
+    """A kernel on descriptors of copies whose rows are of whole 16 bytes; None where rows are so already, or there is no such
+    kernel. Arguments as for `choose`."""
+    whole = n % 8 == (m if role == "weight_grad" else k) % 8 == 0
+    if whole or dtype == "float32" or not target.has_tma:
+        return None
+    if role == "output" and target.name == "sm_90" and m > 64:
+        return replace(ragged.last(m, n, k), strategy="padded")
+    return replace(_tiled(role, "tma", m, n, k, dtype, planes, target), strategy="padded")
+
+
 def candidates(
     role: str, path: str, m: int, n: int, k: int, *, dtype: str, precision: str, planes: int, target: Target, epilogue: bool = False
 ) -> list[Config]:
@@ -168,9 +176,15 @@ def candidates(
         found += few_rows.candidates(m, n, k, planes)
         default = _tiled(role, path, m, n, k, dtype, planes, target)
         found.append(default)
-    for tile in _tiles(path, m, n, k, dtype, target):
-        config = replace(default, **{"registers": 0, **tile}, splits=1)
-        found.append(_split(config, m, n, k) if role == "weight_grad" else config)
+    starts = [(path, default)]
+    copied = padded(role, m, n, k, dtype=dtype, planes=planes, target=target) if path == "masked" and m > SKINNY_ROWS else None
+    if copied is not None:
+        found.append(copied)
+        starts.append(("tma", copied))
+    for way, start in starts:
+        for tile in _tiles(way, m, n, k, dtype, target):
+            config = replace(start, **{"registers": 0, **tile}, splits=1)
+            found.append(_split(config, m, n, k) if role == "weight_grad" else config)
     for group_m in (1, 4, 16):
         if m > 2 * default.block_m:
             found.append(replace(default, group_m=group_m))
@@ -263,15 +277,11 @@ def _descriptors(role: str, m: int, n: int, k: int, planes: int, target: Target)
         # Left alone, ptxas stops here at 128 registers and spills a few bytes, for one more program than the memory holds.
         return Config(64, 128, 64, num_warps=4, num_stages=3, residency=2, registers=255)
     # A wide tile reads least from shared memory; where it leaves a third of the processors idle, a square one is better.
-    if _tiles_of(128, 256, m, n) >= 0.7 * PROCESSORS:
+    if tiles_of(128, 256, m, n) >= 0.7 * PROCESSORS:
         return Config(128, 256, 64, num_warps=8, num_stages=3)
     if role == "weight_grad":  # its programs are not persistent, and of these two fit a multiprocessor
         return Config(128, 128, 64, num_warps=4, num_stages=3)
     return Config(128, 128, 64, num_warps=8, num_stages=4)
-
-
-def _tiles_of(block_m: int, block_n: int, m: int, n: int) -> int:
-    return -(-m // block_m) * -(-n // block_n)
 
 
 def _one_wave(m: int, n: int) -> Config | None:
@@ -282,7 +292,7 @@ def _one_wave(m: int, n: int) -> Config | None:
         Config(64, 128, 64, num_warps=8, num_stages=5),
         Config(128, 128, 64, num_warps=8, num_stages=4),
     ):
-        if _tiles_of(tile.block_m, tile.block_n, m, n) <= PROCESSORS:
+        if tiles_of(tile.block_m, tile.block_n, m, n) <= PROCESSORS:
             return tile
     return None
 
@@ -299,13 +309,13 @@ def _low(planes: int) -> Config:
 
 def _long_sum(m: int, n: int, planes: int) -> Config:
     """Where the product is nearly all there is: the largest tile that there are enough of."""
-    wide = planes == 2 or _tiles_of(128, 256, m, n) >= PROCESSORS
+    wide = planes == 2 or tiles_of(128, 256, m, n) >= PROCESSORS
     return Config(128, (256 if wide else 128) // planes, 64, num_warps=8, num_stages=3 if wide and planes == 1 else 4)
 
 
 def _filled(config: Config, m: int, n: int) -> float:
     """The share of the time of all waves, the last one's too, that there are tiles for."""
-    tiles, at_once = _tiles_of(config.block_m, config.block_n, m, n), PROCESSORS * config.residency
+    tiles, at_once = tiles_of(config.block_m, config.block_n, m, n), PROCESSORS * config.residency
     return tiles / (at_once * -(-tiles // at_once))
 
 
@@ -317,39 +327,29 @@ def _hopper_hidden(m: int, n: int, k: int, planes: int) -> Config:
     # because it reads less: 1 to 6% of whole calls at K from 2048 to 4096.
     if k > 2048 * planes or (planes == 2 and k >= 2048 and m >= 1024 and _filled(large, m, n) > 0.9):
         return large
-    return low if planes == 2 and _filled(two, m, n) < 0.9 and _filled(low, m, n) > 0.95 else two
+    return low if planes == 2 and m < 1024 and _filled(two, m, n) < 0.9 and _filled(low, m, n) > 0.95 else two
 
 
 def _pointers(role: str, m: int, n: int, k: int, planes: int, target: Target) -> Config:
     # What finishes its tile with several others in registers, and addresses that are no multiple of anything, want smaller tiles.
-    ragged, tight = n % 8 > 0 or k % 8 > 0, _tight(target)
+    odd, tight = n % 8 > 0 or k % 8 > 0, _tight(target)
     through = role == "hidden_grad"
-    block_m = power_of_two(m, 16, 64 if ragged or (through and (tight or n <= 32)) else 128)
-    block_n = power_of_two(n, 32, 64 if through or tight or (ragged and role == "hidden") else 128)
-    if ragged and target.name == "sm_90" and role in ("hidden", "output"):
-        return _hopper_ragged(block_m, m, n, k, _wide(role, planes))
-    if not ragged and target.name == "sm_90" and planes == 1 and m > SKINNY_ROWS and role in ("hidden", "output"):
+    block_m = power_of_two(m, 16, 64 if odd or (through and (tight or n <= 32)) else 128)
+    block_n = power_of_two(n, 32, 64 if through or tight or (odd and role == "hidden") else 128)
+    if odd and target.name == "sm_90" and role in ("hidden", "output"):
+        return ragged.masked(block_m, m, n, k, _wide(role, planes))
+    if not odd and target.name == "sm_90" and planes == 1 and m > SKINNY_ROWS and role in ("hidden", "output"):
         tile = _one_wave(m, n)
         if tile is not None and tile.block_n <= 64:
             return tile
-    full = block_m * block_n >= (64 * 64 if ragged or tight else 128 * (64 if through else 128))
+    full = block_m * block_n >= (64 * 64 if odd or tight else 128 * (64 if through else 128))
     stages = 3 if target.kind == "cuda" and target.shared_memory > 64 * 1024 else 2
     return Config(block_m, max(16, block_n // _wide(role, planes)), 32, num_warps=8 if full else 4, num_stages=stages)
 
 
-def _hopper_ragged(block_m: int, m: int, n: int, k: int, planes: int) -> Config:
-    if planes == 2:  # four warps are 4 to 12% faster where they fit, but spill where biases are added before some activations
-        block_n = power_of_two(n, 16, 64)
-        return Config(block_m, block_n, 32, num_warps=8 if block_m * block_n == 64 * 64 else 4, num_stages=3)
-    for block_n in (16, 32):  # the narrowest tile of which one wave is enough
-        if block_m == 64 and (n <= block_n or _tiles_of(block_m, block_n, m, n) <= PROCESSORS):
-            return Config(block_m, block_n, 64, num_warps=8, num_stages=3)
-    if block_m == 64 and k > 1024:
-        return Config(block_m, 64, 64, num_warps=8, num_stages=3)
-    return Config(block_m, power_of_two(n, 32, 64), 32, num_warps=4, num_stages=3)
-
-
-def _float32(role: str, m: int, n: int, planes: int, target: Target) -> Config:
+def _float32(role: str, m: int, n: int, k: int, planes: int, target: Target) -> Config:
+    if target.name == "sm_90" and role != "weight_grad" and k <= 64 and m * n <= 2**18:  # little to multiply: many small programs
+        return Config(16 if m <= 256 else 32, 16, power_of_two(k, 16, 64), num_warps=4 if m <= 256 else 2, num_stages=2)
     block_m, block_n = power_of_two(m, 16, 64), power_of_two(n, 16, 64 // _wide(role, planes))
     if _tight(target):  # RDNA has no instruction for the product, and multiplies what it read of K in one piece
         return Config(block_m, block_n, 16 if target.kind == "hip" else 32, num_warps=8, num_stages=2)
@@ -359,6 +359,6 @@ def _float32(role: str, m: int, n: int, planes: int, target: Target) -> Config:
 
 def _split(config: Config, m: int, n: int, k: int) -> Config:
     """Share a long sum among programs until about two hundred of them run, each with 512 rows or more to sum."""
-    tiles = _tiles_of(config.block_m, config.block_n, m, n)
+    tiles = tiles_of(config.block_m, config.block_n, m, n)
     splits = max(1, min(200 // tiles, k // 512))
     return replace(config, splits=splits)

@@ -13,7 +13,7 @@ from mlpdsl.target import Target
 
 from .plan import Config
 
-__all__ = ["PROCESSORS", "SKINNY_ROWS", "candidates", "fitted", "interpreted", "power_of_two", "skinny"]
+__all__ = ["PROCESSORS", "SKINNY_ROWS", "candidates", "fitted", "interpreted", "power_of_two", "skinny", "tiles_of"]
 
 SKINNY_ROWS = 64
 """The most rows of x for which there is a kernel of the strategy "skinny"."""
@@ -28,6 +28,11 @@ def power_of_two(n: int, low: int, high: int) -> int:
     while size < n and size < high:
         size *= 2
     return size
+
+
+def tiles_of(block_m: int, block_n: int, m: int, n: int) -> int:
+    """How many tiles cover (m, n)."""
+    return -(-m // block_m) * -(-n // block_n)
 
 
 def skinny(role: str, m: int, n: int, k: int, *, dtype: str, planes: int, target: Target) -> Config | None:

@@ -109,19 +109,22 @@ class Plan:
 
     @property
     def tma_reasons(self) -> list[str]:
-        """Why no kernels on tensor descriptors are printed: they want 16-bit types and rows of whole 16 bytes. Else empty."""
+        """Why no kernels on tensor descriptors are printed. Else empty."""
         reasons = [] if self.target.has_tma else [f"{self.target.name} has no tensor memory accelerator"]
         if self.dtype == "float32":
             reasons.append("float32 takes masked loads")
-        widths = sorted({w for linear in self.linears for w in (linear.width_in, linear.width_out) if w % 8})
-        if widths:
-            reasons.append(f"widths that are no multiple of 8: {', '.join(map(str, widths[:8]))}")
         return reasons
 
     @property
     def uses_tma(self) -> bool:
         """Whether kernels on tensor descriptors are printed beside the masked ones."""
         return not self.tma_reasons
+
+    @property
+    def ragged(self) -> bool:
+        """Whether some width is no multiple of 8, so that not every tensor's rows are of whole 16 bytes, as descriptors want them
+        in 16 bits."""
+        return any(w % 8 for linear in self.linears for w in (linear.width_in, linear.width_out))
 
 
 def products(plan: Plan, rows: int) -> Iterator[tuple[str, int, int, int, int]]:
@@ -143,8 +146,9 @@ class Config:
     splits of K, persistent programs a multiprocessor, and how many registers a thread may take (0: as ptxas thinks best).
 
     `strategy` is "two_stage", a generated kernel with everything in its epilogue; "skinny", one for few rows (block_m 1: for one
-    row, else padded to block_m; there `splits` are groups of warps of one program); "library": torch's product, and a generated
-    pass over its result in blocks of block_m rows and block_n columns; or "blocks", those of a Pallas kernel.
+    row, else padded to block_m; there `splits` are groups of warps of one program); "padded", as two_stage, on copies of what has
+    rows of no whole 16 bytes; "library": torch's product, and a generated pass over its result in blocks of block_m rows and
+    block_n columns; or "blocks", those of a Pallas kernel.
     """
 
     block_m: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -205,6 +206,11 @@ def _decided(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_inv
         few = (config.interpreted_skinny if interpreting() else config.skinny)(role, m, n, k, **words)
         if few is not None:
             return few
+    if _forced == "padded" and not ours:
+        copied = config.padded(role, m, n, k, **words)
+        if copied is not None:  # where tensors fit as they are, the same tiles without copies
+            strategy = "padded" if path == "masked" else "two_stage"
+            return replace(config.interpreted(role, "tma", m, n, k) if interpreting() else copied, strategy=strategy)
     if interpreting():
         return config.interpreted(role, path, config.INVARIANT_ROWS if ours else m, n, k, **words)
     if _forced == "generated" and not ours:

@@ -21,7 +21,7 @@ from mlpdsl.target import Target, detect
 __all__ = ["Explanation", "configs", "explain"]
 
 
-STRATEGIES = ("two_stage", "library", "skinny", "single_launch", "whole_network")
+STRATEGIES = ("two_stage", "library", "skinny", "padded", "single_launch", "whole_network")
 """Every strategy that runs or has a reason why it does not."""
 
 _LATER = ("single_launch", "whole_network")
@@ -76,8 +76,11 @@ class Explanation:
 def _decisions(spec: MLPSpec, m: int, target: Target, batch_invariant: bool = False) -> dict[str, Decision]:
     """The config of every product and where it comes from, by "role[stage]", where pointers and strides allow the best path."""
     plan = lower(spec, target)
-    path = best_path(plan)
-    return {f"{role}[{i}]": decide(plan, role, path, rows, n, k, batch_invariant) for role, i, rows, n, k in products(plan, m)}
+    found = {}
+    for role, i, rows, n, k in products(plan, m):
+        path = best_path(plan, plan.linears[i].width_out, plan.linears[i].width_in)
+        found[f"{role}[{i}]"] = decide(plan, role, path, rows, n, k, batch_invariant)
+    return found
 
 
 def configs(spec: MLPSpec, m: int, target: Target, batch_invariant: bool = False) -> dict[str, Config]:
@@ -155,6 +158,11 @@ def _reasons(
         return _NOT_BUILT
     if name == "library" and batch_invariant:
         return ("its sums depend on the number of rows",)
+    if name == "padded":
+        if plan.tma_reasons or not plan.ragged:
+            return tuple(plan.tma_reasons) or ("every row of every tensor is of whole 16 bytes",)
+        if batch_invariant:
+            return ("batch_invariant takes masked loads for such rows, at every number of rows",)
     if name == "skinny":
         limits = [f"for {SKINNY_ROWS} rows at most"] if m > SKINNY_ROWS else []
         if batch_invariant:

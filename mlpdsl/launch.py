@@ -22,7 +22,8 @@ from mlpdsl.tape import recorder
 
 __all__ = [
     "DIRECT", "POINTWISE", "Launch", "blocks", "describe", "describe_pair", "describe_planes", "descriptor", "distance", "empty",
-    "empty_like", "fits_pair", "fits_tma", "following", "overlaps", "product", "programs", "run", "second_first", "tiles",
+    "empty_like", "empty_padded", "fits_pair", "fits_tma", "following", "overlaps", "product", "programs", "run", "second_first",
+    "tiles",
 ]  # fmt: skip
 
 POINTWISE: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}
@@ -241,3 +242,11 @@ def empty(like: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype | None 
 def empty_like(t: torch.Tensor) -> torch.Tensor:
     """A contiguous, uninitialised tensor of t's shape, dtype and device."""
     return empty(t, tuple(t.shape))
+
+
+def empty_padded(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """As `empty`, but with rows that begin at multiples of 16 bytes: all but the last columns of what is allocated."""
+    granule = GRANULE // like.element_size()
+    width = -(-shape[-1] // granule) * granule
+    made = empty(like, (*shape[:-1], width))
+    return made if width == shape[-1] else made[..., : shape[-1]]

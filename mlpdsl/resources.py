@@ -57,7 +57,8 @@ def resources(
 ) -> list[Resources]:  # fmt: skip
     """Compile every kernel that a call with `m` rows launches on `target` (default: this machine's, else sm_90).
 
-    `path` is "tma" or "masked"; by default the one that aligned tensors take. With `library`, also what stands between the
+    `path` is "tma" or "masked"; by default the one that aligned tensors take. Of widths that are no multiple of 8 those are masked
+    loads, and "tma" is the strategy "padded". With `library`, also what stands between the
     library's products where those take the place of kernels. Takes 0.2 to 2 s a kernel.
     Raises `UnsupportedError` where triton is missing or interpreting, or does not know the target.
     """
@@ -73,7 +74,7 @@ def resources(
     if path == "tma" and not plan.uses_tma:
         raise UnsupportedError(f"path 'tma' is not printed for {spec.short_name} on {chosen.name}", plan.tma_reasons)
     if path is None:
-        path = "tma" if plan.uses_tma else "masked"
+        path = "tma" if plan.uses_tma and not plan.ragged else "masked"
     from mlpdsl.backends import BACKENDS
 
     key, text, file = publish(spec, chosen, "triton")
@@ -83,10 +84,11 @@ def resources(
         _compile(module, plan, kernel, stage, linear, m, config)
         for kernel, stage, linear, config in _launches(plan, view, path, m, backward)
     ]
+    roles = ["copy_rows"] if view.padded and path == "tma" else []
     if backward:
-        partial = any(r.config is not None and r.config.splits > 1 for r in found)
-        last = len(plan.linears) - 1
-        found += [_compile(module, plan, view.kernel(role, ""), last, plan.linears[-1], m) for role in _pointwise(view, partial)]
+        roles += _pointwise(view, partial=any(r.config is not None and r.config.splits > 1 for r in found))
+    last = len(plan.linears) - 1
+    found += [_compile(module, plan, view.kernel(role, ""), last, plan.linears[-1], m) for role in roles]
     if library:
         found += [
             _compile(module, plan, view.kernel(name, ""), stage, linear, m, config)
@@ -147,6 +149,8 @@ def _launches(plan: Plan, view: Module, path: str, m: int, backward: bool) -> It
 
 def _path(config: Config, path: str) -> str:
     """The path of the kernel that a config is for, where tensors would take `path`."""
+    if config.strategy == "padded":
+        return "tma"
     return path if config.strategy != "skinny" else "row" if config.block_m == 1 else "skinny"
 
 

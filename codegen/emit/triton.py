@@ -136,6 +136,11 @@ class Module:
         return tuple(k.path for k in self.kernels if k.role == role)
 
     @property
+    def padded(self) -> bool:
+        """Whether there are tensors that descriptors fit only as copies."""
+        return self.plan.uses_tma and self.plan.ragged
+
+    @property
     def reciprocal(self) -> bool:
         """Whether any device function calls `reciprocal`."""
         return any("reciprocal(" in line for function in self.functions for line in (*function.lines, *function.returns))
@@ -181,6 +186,8 @@ def _kernels(plan: Plan, operands: Sequence[OperandView]) -> list[Kernel]:
         kernels.append(Kernel("input_grad", path, _input_grad_args(plan, path)))
         kernels.append(Kernel("weight_grad", path, _weight_grad_args(plan, path)))
     kernels.append(Kernel("sum_rows", "", _SUM_ROWS_ARGS))
+    if plan.uses_tma and plan.ragged:
+        kernels.append(Kernel("copy_rows", "", _copy_rows_args(plan)))
     if plan.hidden is not None:
         kernels.append(Kernel("activate_rows", "", _activate_rows_args(plan)))
         kernels.append(Kernel("activate_grad_rows", "", _activate_grad_rows_args(plan)))
@@ -347,6 +354,12 @@ def _finish_rows_args(plan: Plan, operands: Sequence[OperandView]) -> tuple[Arg,
     for o in operands:
         args += _tensor(plan, "masked", o.ident, (), "mn") if o.kind == "tile" else [_pointer(plan, o.ident, "")]
     return (*args, _pointer(plan, "out"), _ROWS, *_constexprs("N", "FOLLOWS"), *_BLOCK)
+
+
+def _copy_rows_args(plan: Plan) -> tuple[Arg, ...]:
+    src, dst = _tensor(plan, "masked", "src", (), "mn"), _tensor(plan, "masked", "dst", (), "mn")[:2]
+    sizes = (Arg("BLOCK_M", "16", "constexpr"), Arg("BLOCK_N", "128", "constexpr"))
+    return (*src, *dst, _ROWS, *_constexprs("N"), *sizes)
 
 
 _SUM_ROWS_ARGS = (

@@ -61,7 +61,7 @@ class Product:
         rows, n, k = (k, m, n) if role == "weight_grad" else (m, n, k)
         planes = 2 if plan.gated and role in ("hidden", "hidden_grad", "input_grad") else 1
         follows = role == "output" and bool(plan.epilogue.entries)
-        return cls(role, best_path(plan), plan.dtype, plan.precision, planes, follows, n, k), rows
+        return cls(role, best_path(plan, n, k), plan.dtype, plan.precision, planes, follows, n, k), rows
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class Decision(NamedTuple):
     row: Row | None
 
 
-def best_path(plan: Plan) -> str:
-    """The path that aligned tensors take."""
-    return "tma" if plan.uses_tma else "masked"
+def best_path(plan: Plan, n: int, k: int) -> str:
+    """The path that aligned tensors take in a product of a linear with these two widths."""
+    return "tma" if plan.uses_tma and n % 8 == k % 8 == 0 else "masked"
 
 
 def decide(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_invariant: bool = False) -> Decision:
@@ -125,6 +125,8 @@ def decide(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_invar
             fits = None if ours else rule.fitted(chosen, role, rows, dtype=plan.dtype, planes=planes, target=plan.target)
         elif path != product.path:
             return Decision(by_rule, None)
+        elif chosen.strategy == "padded":
+            fits = None if ours else rule.padded(role, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target) and chosen
         else:
             fits = chosen
         if fits is not None:

@@ -46,10 +46,11 @@ _SIMPLEST_FIRST = ("identity", "relu", *(name for name in ACTIVATIONS if name no
 
 
 def shapes(depth: int | None = None) -> SearchStrategy[tuple[int, ...]]:
-    """`dims` of an MLP of `depth` layers (1 to 4 where None): all odd and small, or all multiples of 8 up to 72."""
+    """`dims` of an MLP of `depth` layers (1 to 4 where None): all odd and small, all multiples of 8 up to 72, or some of each."""
 
     def of(layers: int) -> SearchStrategy[tuple[int, ...]]:
-        each = (st.lists(st.sampled_from(w), min_size=layers + 1, max_size=layers + 1) for w in (WIDTHS, ALIGNED_WIDTHS))
+        kinds = (WIDTHS, ALIGNED_WIDTHS, WIDTHS + ALIGNED_WIDTHS)
+        each = (st.lists(st.sampled_from(widths), min_size=layers + 1, max_size=layers + 1) for widths in kinds)
         return st.one_of(*each).map(tuple)
 
     return of(depth) if depth is not None else st.integers(1, 4).flatmap(of)

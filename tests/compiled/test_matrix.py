@@ -61,6 +61,7 @@ def test_every_kernel_of_the_default_configs(case: Case, compiled: Compiled) -> 
         forward = ("row" if m == 1 else "skinny") if few else path
         assert {f"{role}_{forward if role in ('hidden', 'output') else path}" for role in wanted} <= set(kernels)
         assert not spec.bias or {"epilogue_grad", "sum_rows"} <= set(kernels)
+        assert ("copy_rows" in kernels) == (path == "tma" and any(width % 8 for width in spec.dims))
     assert [fault for row in rows for fault in row.faults] == []
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 from mlpdsl import MLPSpec, UnsupportedError, launch, source
 from mlpdsl import resources as module
 from mlpdsl.backends import BACKENDS, interpreting
-from mlpdsl.codegen.config import choose
+from mlpdsl.codegen.config import choose, usual
 from mlpdsl.codegen.emit.triton import Arg, emit
 from mlpdsl.codegen.lower import lower
 from mlpdsl.resources import resources
@@ -72,7 +72,8 @@ def _launched(spec: MLPSpec, target: str, m: int, path: str, monkeypatch: pytest
 
     def pick(role: str, chosen: str, m: int, n: int, k: int) -> launch.Launch:
         planes = 2 if plan.gated and role == "hidden" else 1
-        return launch.Launch.of(choose(role, path, m, n, k, dtype=plan.dtype, planes=planes, target=plan.target))
+        config = choose(role, path, m, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
+        return launch.Launch.of(config if chosen == path else replace(config, strategy="padded"))
 
     monkeypatch.setattr(launch, "run", record)
     if path == "masked":
@@ -113,12 +114,10 @@ def _paths(spec: MLPSpec) -> tuple[str, ...]:
 
 @pytest.mark.parametrize(("name", "path"), [(name, path) for name, spec in MATRIX.items() for path in _paths(spec)])
 def test_the_specialisations_are_those_of_a_real_call(name: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # `sum_rows` sums rows of several lengths, of which one is compiled.
-    compiled, launched = (
-        {seen for seen in f(MATRIX[name], "sm_90", 1040, path, monkeypatch) if seen[0] != "sum_rows"}
-        for f in (_compiled, _launched)
-    )
-    assert compiled == launched
+    compiled, launched = (f(MATRIX[name], "sm_90", 1040, path, monkeypatch) for f in (_compiled, _launched))
+    assert {seen[0] for seen in compiled} == {seen[0] for seen in launched}
+    several = ("sum_rows", "copy_rows")  # of rows of several lengths, of which one is compiled
+    assert {seen for seen in compiled if seen[0] not in several} == {seen for seen in launched if seen[0] not in several}
 
 
 # What it refuses
@@ -132,7 +131,8 @@ def test_what_triton_cannot_do_is_refused_with_the_reason(name: str, target: str
 
 
 @pytest.mark.parametrize(
-    ("name", "target", "word"), [("gelu-bias", "sm_80", "accelerator"), ("ieee", "sm_90", "float32"), ("odd", "sm_90", "767")]
+    ("name", "target", "word"),
+    [("gelu-bias", "sm_80", "accelerator"), ("ieee", "sm_90", "float32"), ("odd", "sm_80", "accelerator")],
 )
 def test_a_path_that_is_not_there_is_refused(name: str, target: str, word: str) -> None:
     with pytest.raises(UnsupportedError, match=word):
@@ -144,6 +144,27 @@ def test_forward_alone_compiles_fewer_kernels() -> None:
     assert [r.name for r in found] == ["output_masked"]
     assert found[0].config is not None and found[0].warps == found[0].config.num_warps
     assert ".target sm_80" in found[0].assembly
+
+
+def test_rows_are_copied_for_descriptors_alone() -> None:
+    spec = MLPSpec(dims=(767, 769), activation="identity", dtype="bfloat16")
+    for target, path, wanted in (("sm_90", "tma", {"output_tma", "copy_rows"}), ("sm_90", "masked", {"output_masked"}),
+                                 ("sm_90", None, {"output_masked"}), ("sm_80", None, {"output_masked"})):  # fmt: skip
+        found = resources(spec, target, 4096, backward=False, path=path)
+        assert {r.name for r in found} == wanted
+        assert all(r.fits and r.spills == 0 for r in found)
+
+
+@pytest.mark.parametrize("m", [127, 512, 1021, 2048, 4093])
+def test_last_linears_on_copies_keep_every_value_in_a_register(m: int) -> None:
+    """Their tiles are the rule's alone: no kernel of descriptors that fit has them."""
+    epilogue = ("layer_scale", "silu", "residual")
+    spec = MLPSpec(dims=(333, 1111, 577), activation="gelu", bias=True, dtype="bfloat16", epilogue=epilogue)
+    words = {"dtype": "bfloat16", "precision": "ieee", "planes": 1, "target": TARGETS["sm_90"], "epilogue": True}
+    config = usual("output", "masked", m, 577, 1111, **words)
+    found = module.compiled(spec, "sm_90", "output", 1, "masked", m, config)
+    assert found.name == "output_tma" and config.strategy == "padded"
+    assert found.fits and not found.spills and not found.serialised
 
 
 def test_what_triton_cannot_compile_is_unsupported() -> None:

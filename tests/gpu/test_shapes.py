@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from mlpdsl import MLPSpec
+from mlpdsl import MLPSpec, dispatch, launch
 from mlpdsl.testing.calls import check_call, make_call
 
 pytestmark = pytest.mark.usefixtures("generated")
@@ -48,3 +50,37 @@ def test_models(fields: dict) -> None:
     for rows in (257, 1):
         verdict = check_call(make_call(spec, (rows,), 0, device="cuda"))
         assert min(verdict.strength.values()) > 1, verdict  # the bound grows with K, the gradient with its root
+
+
+@pytest.mark.parametrize("strategy", ["padded", ""], ids=["forced", "by_the_rule"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(dims=(333, 1111, 577), activation="gelu", bias=True, dtype="bfloat16"),
+        dict(dims=(1021, 749, 1021), activation="silu", gated=True, dtype="bfloat16", epilogue=("residual",)),
+        dict(dims=(1024, 749, 520), activation="silu", gated=True, bias=True, dtype="float16", epilogue=("gelu",)),
+    ],
+    ids=lambda f: MLPSpec(**f).short_name,
+)
+def test_on_copies(fields: dict, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of no whole 16 bytes: made, recorded and repeated with the same bits, forward and backward; and in a CUDA graph."""
+    launched = set()
+    inner = launch.run
+
+    def run(kernel: Any, *rest: Any) -> None:
+        launched.add(kernel.fn.__name__)
+        inner(kernel, *rest)
+
+    monkeypatch.setattr(launch, "run", run)
+    spec = MLPSpec(**fields)
+    with dispatch.forcing(strategy):
+        for seed, (pattern, lies) in enumerate(
+            [("repeat", "dense"), ("captured", "dense"), ("repeat", "ragged"), ("once", "offset")]
+        ):
+            verdict = check_call(make_call(spec, (1500,), seed, x=lies, dy=lies, pattern=pattern, device="cuda"))
+            assert max(verdict.strength.values()) > 4, verdict
+    assert "copy_rows" in launched
+    if strategy:
+        assert {name for name in launched if name.endswith(("_tma", "_masked"))} == {
+            "hidden_tma", "output_tma", "hidden_grad_tma", "input_grad_tma", "weight_grad_tma",
+        }  # fmt: skip

@@ -30,6 +30,8 @@ torch.set_num_threads(1)
 
 GATED = MLPSpec(dims=(64, 72, 40), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual", "gelu"))
 SINGLE = MLPSpec(dims=(40, 24), activation="identity", bias=True, dtype="float16")
+MIXED = MLPSpec(dims=(64, 37, 40), activation="gelu", bias=True, dtype="bfloat16", epilogue=("residual",))
+"""Of widths of which one is no multiple of 8: a single row of that many columns fits a descriptor, several rows do not."""
 ROWWISE = MLPSpec.from_json("""{
     "dims": [33, 50, 97], "activation": "gelu", "dtype": "float32",
     "epilogue": [{"expr": "skip + keep * tile", "operands": [["keep", "row"], ["skip", "tile"]]}]
@@ -48,7 +50,7 @@ def test_rows_do_not_depend_on_their_batch(data: st.DataObject, seed: int) -> No
     assert differing(call, chosen, data.draw(st.sampled_from(ROWWISE_LAYOUTS))) == []
 
 
-@pytest.mark.parametrize("spec", [GATED, SINGLE, ROWWISE], ids=lambda spec: spec.short_name)
+@pytest.mark.parametrize("spec", [GATED, SINGLE, MIXED, MIXED.replace(gated=True), ROWWISE], ids=lambda spec: spec.short_name)
 def test_the_same_kernels_with_the_same_tiles(spec: MLPSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted, a sum has the same order in any tile, so bits alone say little: what is launched may not depend on the batch,
     but for weight gradients. Without `batch_invariant` it does, or this test says nothing."""

@@ -39,10 +39,14 @@ FAMILIES: dict[str, MLPSpec] = {
         dims=(50, 70, 41), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("layer_scale",)
     ),
     "plain_skinny": MLPSpec(dims=(71, 70, 41), activation="gelu", bias=True, dtype="float16", epilogue=("residual",)),
+    # On copies wherever rows are of no whole 16 bytes: which all are, or those of the first linear's result alone.
+    "gated_padded": MLPSpec(dims=(50, 70, 41), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual",)),
+    "plain_padded": MLPSpec(dims=(71, 70, 41), activation="gelu", bias=True, dtype="float16", epilogue=("silu", "residual")),
+    "mixed_padded": MLPSpec(dims=(48, 70, 40), activation="gelu", gated=True, dtype="bfloat16"),
 }
 """Each family by its name: what a mutant's `families` name."""
 
 
 def forced(family: str) -> str:
     """The strategy that is forced for a family; "" where the usual one runs."""
-    return next((name for name in ("library", "skinny") if family.endswith(f"_{name}")), "")
+    return next((name for name in ("library", "skinny", "padded") if family.endswith(f"_{name}")), "")

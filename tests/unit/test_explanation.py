@@ -24,10 +24,11 @@ from mlpdsl.target import TARGETS, parse_target
 
 GATED = MLPSpec(dims=(64, 128, 64), activation="silu", gated=True, dtype="bfloat16")
 PLAIN = MLPSpec(dims=(64, 128, 64), activation="relu", dtype="float32")
+RAGGED = MLPSpec(dims=(333, 1111, 577), activation="gelu", bias=True, dtype="bfloat16")
 WIDE = MLPSpec(dims=(4096, 14336, 4096), activation="silu", gated=True, dtype="bfloat16")
 TILE = Config(64, 64, 64, num_stages=4)
 LIBRARY = Config(16, 128, 16, num_stages=1, strategy="library")
-ALL = ("two_stage", "library", "skinny", "single_launch", "whole_network")
+ALL = ("two_stage", "library", "skinny", "padded", "single_launch", "whole_network")
 
 Times = Mapping[int, tuple[Config | None, float, float]]
 """By rows: the config, its time, and the rule's."""
@@ -72,7 +73,7 @@ def why(spec: MLPSpec, m: int, target: str = "sm_90", **words: Any) -> Mapping[s
     return found.rejected
 
 
-@pytest.mark.parametrize("spec", [GATED, PLAIN, WIDE], ids=["gated", "fp32", "wide"])
+@pytest.mark.parametrize("spec", [GATED, PLAIN, WIDE, RAGGED], ids=["gated", "fp32", "wide", "ragged"])
 @pytest.mark.parametrize("target", ["sm_75", "sm_80", "sm_90", "sm_120", "gfx942"])
 @pytest.mark.parametrize("batch_invariant", [False, True])
 def test_every_strategy_runs_or_has_a_reason(spec: MLPSpec, target: str, batch_invariant: bool) -> None:
@@ -90,6 +91,21 @@ def test_reasons_against_skinny() -> None:
     assert why(PLAIN, 2)["skinny"] == ("none for float32 on sm_90 beyond one row",)
     assert "skinny" not in why(PLAIN, 1)
     assert why(GATED, 4, "gfx942")["skinny"] == ("none for bfloat16 on gfx942",)
+
+
+def test_reasons_against_padded() -> None:
+    """Each where it is true, and only there."""
+    found = mlpdsl.explain(RAGGED, 4096, "sm_90")
+    assert found.strategy == "padded" and {c.strategy for c in found.config.values()} == {"padded"}
+    assert "\n  hidden[0]          padded, tile " in str(found)
+    assert why(RAGGED, 65)["padded"] == ("no table has it faster here",)
+    assert why(GATED, 4096)["padded"] == ("every row of every tensor is of whole 16 bytes",)
+    assert why(PLAIN, 4096)["padded"] == ("float32 takes masked loads",)
+    assert why(RAGGED, 4096, "sm_80")["padded"] == ("sm_80 has no tensor memory accelerator",)
+    invariant = "batch_invariant takes masked loads for such rows, at every number of rows"
+    assert why(RAGGED, 4096, batch_invariant=True)["padded"] == (invariant,)
+    whole = RAGGED.replace(dims=(336, 1112, 576))
+    assert "padded" not in {c.strategy for c in mlpdsl.explain(whole, 4096, "sm_90").config.values()}
 
 
 def test_reasons_that_a_table_gives(table: Write) -> None:

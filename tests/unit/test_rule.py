@@ -14,6 +14,11 @@ from mlpdsl.codegen.plan import Config
 from mlpdsl.target import TARGETS
 
 SM_90 = TARGETS["sm_90"]
+COPIES = {
+    ("hidden", 131): 2**29, ("hidden", 333): 3 * 2**26, ("hidden", 577): 2**26, ("output", 131): 2**29, ("output", 333): 3 * 2**26,
+    ("output", 577): 2**26, ("hidden_grad", 577): 2**29, ("input_grad", 577): 2**29, ("weight_grad", 577): 2**29,
+}  # fmt: skip
+"""For how many multiplications rows of no whole 16 bytes are copied on sm_90, by role and K (of weight gradients, M)."""
 CUDA = [target for target in TARGETS.values() if target.kind == "cuda"]
 WIDTHS = (1, 13, 64, 96, 333, 768, 1024, 2048, 2560, 4096, 5120, 8192, 10240, 14336, 28672)
 WIDEST = 16384
@@ -75,7 +80,8 @@ LOW = dict(block_m=64, num_warps=8, num_stages=5, residency=1)
 @pytest.mark.parametrize(("m", "n", "k", "planes", "wanted"), [
     (4096, 4096, 1024, 1, TWO | {"block_n": 128}),
     (4096, 14336, 4096, 2, {"block_m": 128, "block_n": 128, "residency": 1}),  # sustained, at the power limit
-    (2056, 4096, 2048, 2, LOW | {"block_n": 128}),  # the large tiles' last wave would be nearly empty
+    (2056, 4096, 2048, 2, {"strategy": "library"}),  # the last wave would be nearly empty
+    (2056, 4096, 640, 2, TWO | {"block_n": 64}),  # of a short sum that is no matter
     (4096, 5120, 1280, 2, TWO | {"block_n": 64}),
     (512, 16384, 2048, 2, TWO | {"block_n": 64}),
     (512, 14336, 4096, 2, LOW | {"block_n": 128}),  # `_two` would leave the last of four waves three fifths empty
@@ -83,8 +89,9 @@ LOW = dict(block_m=64, num_warps=8, num_stages=5, residency=1)
     (256, 14336, 4096, 2, {"strategy": "library"}),
     (512, 11008, 4096, 2, {"strategy": "library"}),
     (4096, 4096, 4096, 1, {"strategy": "library"}),
-    (1021, 1111, 333, 1, {"block_m": 64, "block_n": 64, "num_warps": 4, "strategy": "two_stage"}),
-    (4093, 2749, 1021, 2, {"block_m": 64, "block_n": 64, "num_warps": 8, "strategy": "two_stage"}),
+    (257, 1111, 333, 1, {"block_m": 64, "strategy": "two_stage"}),
+    (200, 749, 333, 2, {"block_m": 64, "block_n": 64, "num_warps": 8, "strategy": "two_stage"}),
+    (4093, 2749, 1021, 2, {"strategy": "padded"}),
     (197, 4096, 1024, 1, {"block_m": 64, "block_n": 128, "residency": 1}),  # 128 tiles: one wave
     (128, 1024, 1024, 1, {"block_m": 64, "block_n": 32}),
     (4096, 128, 128, 1, {"block_m": 64, "block_n": 64}),
@@ -101,8 +108,8 @@ def test_first_linears_on_hopper(m: int, n: int, k: int, planes: int, wanted: di
 @pytest.mark.parametrize(("m", "n", "k", "strategy"), [
     (1, 1024, 4096, "skinny"), (16, 1024, 4096, "skinny"), (32, 1024, 4096, "skinny"), (64, 1024, 4096, "library"),
     (32, 2048, 8192, "skinny"), (32, 2048, 16384, "library"), (64, 4096, 14336, "skinny"), (64, 64, 64, "skinny"),
-    (13, 577, 1111, "library"), (1, 577, 1111, "skinny"), (4096, 1024, 4096, "library"), (4093, 577, 1111, "two_stage"),
-    (127, 577, 1111, "library"),
+    (13, 577, 1111, "library"), (1, 577, 1111, "skinny"), (4096, 1024, 4096, "library"), (4093, 577, 1111, "padded"),
+    (100, 577, 1111, "library"),
 ])  # fmt: skip
 def test_last_linears_on_hopper(m: int, n: int, k: int, strategy: str) -> None:
     assert usual("output", m, n, k).strategy == strategy
@@ -144,13 +151,13 @@ def test_gate_and_up_of_a_large_layer_in_one_piece_where_it_is_nearly_full(n: in
 
 def test_outputs_of_a_few_columns_and_of_odd_widths_on_hopper() -> None:
     assert usual("output", 256, 2, 768).strategy == "two_stage"
-    assert usual("output", 1021, 1021, 2749).strategy == "two_stage"
-    assert usual("output", 4093, 1021, 2749).strategy == "library"  # a long sum over many rows
+    assert usual("output", 1021, 577, 333).strategy == "two_stage"
+    assert usual("output", 4093, 1021, 2749).strategy == "padded"
     assert usual("output", 127, 1021, 2749).strategy == "library"  # few tiles
 
 
 def test_masked_kernels_of_whole_rows_have_small_tiles_too() -> None:
-    """Descriptors are printed only where every width of a net is a multiple of 8."""
+    """Whose first element lies off every alignment."""
     small = usual("hidden", 128, 1024, 1024, path="masked")
     assert (small.block_m, small.block_n) == (64, 32)
     large = usual("hidden", 2048, 1024, 1024, path="masked")
@@ -163,13 +170,60 @@ def test_masked_kernels_of_whole_rows_have_small_tiles_too() -> None:
     ("hidden_grad", 64, 8192, 2048, 2, "two_stage"),
     ("weight_grad", 768, 3072, 4096, 1, "library"),
     ("weight_grad", 768, 3072, 4093, 1, "library"),  # rows of any number
-    ("weight_grad", 1021, 2749, 4096, 1, "two_stage"),
+    ("weight_grad", 1021, 2749, 4096, 1, "padded"),
+    ("weight_grad", 333, 577, 1024, 1, "two_stage"),
     ("weight_grad", 1024, 4096, 64, 1, "two_stage"),
     ("input_grad", 1024, 1024, 4096, 1, "library"),
     ("input_grad", 4096, 2048, 8192, 2, "two_stage"),  # the sum of gate's and up's shares would be rounded once more
 ])  # fmt: skip
 def test_large_products_of_backward_on_hopper(role: str, m: int, n: int, k: int, planes: int, wanted: str) -> None:
     assert usual(role, m, n, k, planes).strategy == wanted
+
+
+RAGGED = (13, 333, 577, 1111, 2749)
+ROLES = (("hidden", 1), ("hidden", 2), ("output", 1), ("hidden_grad", 1), ("hidden_grad", 2), ("input_grad", 1), ("input_grad", 2),
+         ("weight_grad", 1))  # fmt: skip
+
+
+@pytest.mark.parametrize(("role", "k"), COPIES)
+def test_from_where_on_products_are_on_copies(role: str, k: int) -> None:
+    """Gate and up count twice."""
+    for planes in (1, 2) if role == "hidden" else (1,):
+        rows = -(-COPIES[role, k] // (1111 * k * planes))
+        for m, copied in ((rows, True), (rows - 1, False)):
+            shape = (k, 1111, m) if role == "weight_grad" else (m, 1111, k)
+            assert (usual(role, *shape, planes).strategy == "padded") == (copied and m > 64), m
+
+
+def test_large_products_of_other_widths_are_on_copies() -> None:
+    """Whichever width is no multiple of 8; of weight gradients, whatever the number of rows. What fits as it lies has no copies,
+    and no product by the library either."""
+    seen = set()
+    for (role, planes), m, n, k in itertools.product(ROLES, (1, 64, 65, 200, 1000, 4096), (64, 1024, *RAGGED), (64, 1024, *RAGGED)):
+        shape = (n, k, m) if role == "weight_grad" else (m, n, k)
+        found, fits = (usual(role, *shape, planes, path) for path in ("masked", "tma"))
+        copied = rule.padded(role, *shape, dtype="bfloat16", planes=planes, target=SM_90)
+        assert (copied is None) == (n % 8 == k % 8 == 0)
+        assert found.strategy != "padded" or (found == copied and min(m, n, k) > 64), (role, shape, planes)
+        assert found.strategy != "padded" or fits.strategy == "two_stage", (role, shape, planes)
+        assert found.strategy == "padded" or copied is None or min(m, n, k) <= 64 or m * n * k * planes < 2**29 or m <= 128
+        seen.add((role, planes, found.strategy == "padded"))
+    assert len(seen) == 2 * len(ROLES)
+
+
+@pytest.mark.parametrize("words", [{"dtype": "float32"}, {"dtype": "float32", "precision": "tf32"}, {"target": TARGETS["sm_80"]},
+                                   {"target": TARGETS["sm_120"]}, {"target": TARGETS["gfx942"]}], ids=str)  # fmt: skip
+def test_where_none_are_on_copies(words: dict[str, Any]) -> None:
+    """In 32 bits, where there are no descriptors, and where nobody measured; nor where rows are of whole 16 bytes."""
+    for role, planes in ROLES:
+        assert usual(role, 4095, 4095, 4095, planes, "masked", **words).strategy != "padded"
+        assert usual(role, 4096, 4096, 4096, planes, "masked").strategy != "padded"
+        if words.get("dtype") == "float32" or not words["target"].has_tma:
+            given = {"dtype": "bfloat16", "planes": planes, "target": SM_90} | words
+            given.pop("precision", None)
+            assert rule.padded(role, 4095, 4095, 4095, **given) is None
+    assert rule.padded("weight_grad", 4096, 4096, 4095, dtype="bfloat16", planes=1, target=SM_90) is None  # any number of rows
+    assert rule.padded("output", 4096, 4096, 4095, dtype="bfloat16", planes=1, target=SM_90) is not None
 
 
 def test_tf32_has_small_tiles_where_there_are_few() -> None:

@@ -24,6 +24,7 @@ from mlpdsl.target import TARGETS
 H200 = TARGETS["sm_90"]
 GATED = MLPSpec(dims=(64, 128, 64), activation="silu", gated=True, dtype="bfloat16")
 PLAIN = MLPSpec(dims=(64, 128, 64), activation="relu", dtype="float32")
+RAGGED = MLPSpec(dims=(67, 131, 72), activation="relu", dtype="bfloat16")
 TILE = Config(16, 32, 64, num_warps=4, num_stages=5)
 LIBRARY = Config(16, 128, 16, num_stages=1, strategy="library")
 VERSIONS = {"torch": "2.13", "triton": "3.7"}
@@ -43,9 +44,13 @@ def row(spec: MLPSpec, role: str, points: dict[int, Config | None], stage: int |
     return Row(product, **{"gpu": "NVIDIA H200", "versions": VERSIONS, "date": "2026-01-01", "points": made, **fields})
 
 
+def path_of(spec: MLPSpec, role: str) -> str:
+    """That of aligned tensors."""
+    return Product.of(plan_of(spec), role, *sizes(spec, role, 1))[0].path
+
+
 def decided(spec: MLPSpec, role: str, rows: int, path: str | None = None, **words: bool) -> Config:
-    plan = plan_of(spec)
-    return tables.decide(plan, role, path or tables.best_path(plan), *sizes(spec, role, rows), **words).config
+    return tables.decide(plan_of(spec), role, path or path_of(spec, role), *sizes(spec, role, rows), **words).config
 
 
 def by_rule(spec: MLPSpec, role: str, rows: int, path: str | None = None, ours: bool = False) -> Config:
@@ -54,7 +59,7 @@ def by_rule(spec: MLPSpec, role: str, rows: int, path: str | None = None, ours: 
     words = {"dtype": plan.dtype, "precision": plan.precision, "planes": planes, "target": H200}
     if ours:
         del words["precision"]
-    return (rule.choose if ours else rule.usual)(role, path or tables.best_path(plan), *sizes(spec, role, rows), **words)
+    return (rule.choose if ours else rule.usual)(role, path or path_of(spec, role), *sizes(spec, role, rows), **words)
 
 
 @pytest.fixture(autouse=True)
@@ -320,8 +325,11 @@ def test_candidates(spec: MLPSpec, target: str) -> None:
             words = {"dtype": plan.dtype, "precision": plan.precision, "planes": product.planes, "target": plan.target}
             found = rule.candidates(role, product.path, *shape, **words)
             assert found[0] == rule.usual(role, product.path, *shape, **words)
-            assert len(set(found)) == len(found) and 4 <= len(found) <= 64
+            assert len(set(found)) == len(found) and 4 <= len(found) <= 72
             assert any(c.strategy == "library" for c in found) == (rule.library(role, m, 1, dtype=plan.dtype, planes=product.planes) is not None)  # fmt: skip  # noqa: E501
+            copied = rule.padded(role, *shape, dtype=plan.dtype, planes=product.planes, target=plan.target)
+            wanted = copied is not None and product.path == "masked" and shape[0] > rule.SKINNY_ROWS
+            assert (copied in found) == any(c.strategy == "padded" for c in found) == wanted
             for c in found:
                 assert tables._config(tables._config_to_dict(c)) == c  # what may win may stand in a table
 
@@ -360,6 +368,39 @@ def test_one_beyond_shared_memory_is_not_used(user: Any) -> None:
     large = replace(WIDE, block_k=256, num_stages=6)
     user(row(GATED, "hidden", {17: large, 64: large}))
     assert decided(GATED, "hidden", 64) == by_rule(GATED, "hidden", 64)
+
+
+PADDED = Config(64, 128, 64, num_warps=4, num_stages=3, strategy="padded")
+
+
+def test_one_on_copies_is_for_rows_of_no_whole_16_bytes(user: Any) -> None:
+    """On the path that aligned tensors take there, and on no other."""
+    everywhere = {1: PADDED, 4096: PADDED}
+    ragged = [row(RAGGED, role, everywhere) for role in ("hidden", "output", "hidden_grad")]
+    user(*ragged, row(GATED, "hidden", everywhere), row(PLAIN, "hidden", everywhere))
+    for m in (1, 100, 4096):
+        assert {decided(RAGGED, role, m) for role in ("hidden", "output", "hidden_grad")} == {PADDED}
+        assert decided(RAGGED, "hidden", m, "tma") == by_rule(RAGGED, "hidden", m, "tma") != PADDED
+        for spec in (GATED, PLAIN, RAGGED.replace(dtype="float16"), RAGGED.replace(dims=(67, 132, 72))):
+            assert decided(spec, "hidden", m) == by_rule(spec, "hidden", m) != PADDED
+    assert decided(RAGGED, "input_grad", 100) == by_rule(RAGGED, "input_grad", 100)
+    other = [{"dtype": "bfloat16", "planes": 1, "target": TARGETS[name]} for name in ("sm_90", "sm_80")]
+    assert [rule.padded("hidden", 100, 131, 67, **words) is None for words in other] == [False, True]
+
+
+def test_weight_gradients_on_copies_are_told_by_their_widths(user: Any) -> None:
+    """The number of rows, which they sum over, may be any."""
+    user(*(row(spec, "weight_grad", {1: PADDED, 4096: PADDED}) for spec in (RAGGED, GATED)))
+    for m in (100, 101):
+        assert decided(RAGGED, "weight_grad", m) == PADDED and decided(GATED, "weight_grad", m) == by_rule(GATED, "weight_grad", m)
+    assert decided(RAGGED, "weight_grad", 100, batch_invariant=True) == PADDED
+
+
+def test_batch_invariant_takes_none_on_copies(user: Any) -> None:
+    everywhere = {1: PADDED, 4096: PADDED}
+    user(row(RAGGED, "hidden", everywhere), row(RAGGED, "output", everywhere), row(RAGGED, "hidden_grad", everywhere))
+    for role, m in ((role, m) for role in ("hidden", "output", "hidden_grad") for m in (1, 192, 4096)):
+        assert decided(RAGGED, role, m, batch_invariant=True) == by_rule(RAGGED, role, rule.INVARIANT_ROWS, ours=True)
 
 
 def test_batch_invariant_never_takes_one(user: Any) -> None:
