@@ -25,12 +25,11 @@ ROOT = Path(__file__).parents[2]
         ("suite", "bench-odd-h200", "docs/performance.md"),
         ("suite", "bench-small-h200", "docs/performance.md"),
         ("suite", "bench-vision-h200", "docs/performance.md"),
-        ("suite", "bench-seeds-compile-h200", "docs/performance.md"),
-        ("suite", "bench-llm-compile-h200", "docs/performance.md"),
         ("first", "first-call-h200", "docs/performance.md"),
         ("table", "forward-graph-h200", "docs/performance.md"),
         ("products", "forward-graph-h200", "docs/performance.md"),
         ("host", "host-h200", "docs/performance.md"),
+        ("host", "host-256-h200", "docs/performance.md"),
         ("pallas", "pallas-h200", "docs/jax.md"),
     ],
 )
