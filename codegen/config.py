@@ -268,12 +268,12 @@ def _descriptors(role: str, m: int, n: int, k: int, planes: int, target: Target)
         return Config(128, 128, 64, num_warps=8, num_stages=4 if m <= 128 else 3)
     if role == "hidden_grad":
         # Its epilogue moves three tiles and more for one product, so two small programs take turns. These take up to 255 registers;
-        # elsewhere, and where the last tile would be half empty at least, smaller ones do. Short sums want more warps at it.
+        # elsewhere, where the last tile would be half empty at least, and on copies, smaller ones do. Short sums want more warps.
         if target.name == "sm_90":
-            short, half_empty = k <= 1024, 0 < n % 128 <= 64
-            if short and not half_empty:
+            small = 0 < n % 128 <= 64 or n % 8 > 0 or k % 8 > 0
+            if k <= 1024 and not small:
                 return Config(128, 128, 64, num_warps=8, num_stages=3, residency=2, registers=128)
-            return Config(128, 64 if half_empty else 128, 64, num_warps=4, num_stages=3, residency=2)
+            return Config(128, 64 if small else 128, 64, num_warps=4, num_stages=3, residency=2)
         # Left alone, ptxas stops here at 128 registers and spills a few bytes, for one more program than the memory holds.
         return Config(64, 128, 64, num_warps=4, num_stages=3, residency=2, registers=255)
     # A wide tile reads least from shared memory; where it leaves a third of the processors idle, a square one is better.
@@ -327,6 +327,8 @@ def _hopper_hidden(m: int, n: int, k: int, planes: int) -> Config:
     # because it reads less: 1 to 6% of whole calls at K from 2048 to 4096.
     if k > 2048 * planes or (planes == 2 and k >= 2048 and m >= 1024 and _filled(large, m, n) > 0.9):
         return large
+    if planes == 2 and n <= 128:
+        return low  # `two` would spill where users' functions meet odd widths
     return low if planes == 2 and m < 1024 and _filled(two, m, n) < 0.9 and _filled(low, m, n) > 0.95 else two
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mlpdsl import ops
 from mlpdsl.errors import UnsupportedError
@@ -20,6 +21,10 @@ Call = tuple[str, tuple[str, ...], bool]
 """Of a call: the spec as JSON, `same_as` of its plan for each operand, and whether it is batch-invariant."""
 
 
+_ONCE = (
+    "mlpdsl: an MLP's kernels are differentiable once, and a second derivative was asked for. "
+    "Use backend='eager' (or mlpdsl.reference) where a gradient penalty or a Hessian is needed."
+)
 _TRANSFORM_IN_COMPILE = (
     "mlpdsl: a torch.func transform inside torch.compile loses the gradient of an autograd.Function (it would be zeros). "
     "Apply torch.compile to the MLP and the transform outside it, or call loss.backward() in the compiled function."
@@ -73,10 +78,7 @@ class _FirstOnly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            "mlpdsl: an MLP's kernels are differentiable once, and a second derivative was asked for. "
-            "Use backend='eager' (or mlpdsl.reference) where a gradient penalty or a Hessian is needed."
-        )
+        raise RuntimeError(_ONCE)
 
 
 def _once(grads: list[Tensor | None], depends_on: Sequence[Tensor]) -> list[Tensor | None]:
@@ -113,6 +115,8 @@ class _MLPFunction(torch.autograd.Function):
         x, *rest = ctx.saved_tensors
         inputs, saved = rest[: ctx.inputs], rest[ctx.inputs :]
         needs = ctx.needs_input_grad[2:]
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(grad).tangent is not None:
+            raise RuntimeError(_ONCE)
         if not torch.is_grad_enabled():
             return None, None, *_gradients(ctx.call, needs, grad, x, inputs, saved, ctx.kind)
         with torch.no_grad():
@@ -178,7 +182,7 @@ def run(
         x.requires_grad or any(p.requires_grad for p in parameters) or any(o.requires_grad for o in operands)
     )
     # In forward mode too the function, which has no jvp and says so: the bare operator would drop the tangents.
-    if recorded or torch.autograd.forward_ad._current_level >= 0:
+    if recorded or forward_ad._current_level >= 0:
         result: Tensor = _MLPFunction.apply((spec, same_as, batch_invariant), None, x, *parameters, *operands)  # type: ignore[no-untyped-call]
         return result
     y: Tensor = ops.forward(x, parameters, operands, spec, False, batch_invariant)[0]

@@ -111,6 +111,18 @@ def _check_shapes(x: Tensor, parameters: Sequence[Tensor], operands: Sequence[Te
         raise ShapeError(
             f"mlpdsl::forward: got x and parameters of shapes {got}, and {len(operands)} operands; not those of {spec}"
         )
+    _check_memory((x, *parameters, *operands))
+
+
+def _check_memory(tensors: Sequence[Tensor]) -> None:
+    """Raises `ShapeError` for a tensor that reaches beyond its storage: a weight, say, whose memory was given back (FSDP's)."""
+    for t in tensors:
+        last = t.storage_offset() + sum((extent - 1) * stride for extent, stride in zip(t.shape, t.stride(), strict=True))
+        held = t.untyped_storage().nbytes()
+        if t.numel() and (last + 1) * t.element_size() > held:
+            raise ShapeError(
+                f"mlpdsl: a tensor of shape {tuple(t.shape)} has {held} bytes of memory left, too few. Nothing was launched."
+            )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -192,6 +204,7 @@ def _backward(
     if x.numel() == 0:
         # A sum over no rows is zero.
         return [g.zero_() for g in _backward_fake(grad, x, parameters, operands, saved, needs, spec)]
+    _check_memory((grad, x, *parameters, *operands, *saved))
     run = runner(spec, x.device)
 
     def launch() -> list[Any]:

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlpdsl.backends import interpreting
-from mlpdsl.codegen.config import choose
+from mlpdsl.codegen.config import choose, usual
 from mlpdsl.codegen.config import library as library_config
 from mlpdsl.codegen.emit.triton import Arg, Kernel, Module, emit
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, Linear, Plan
 from mlpdsl.errors import ShapeError, UnsupportedError, describe
 from mlpdsl.spec import MLPSpec, check_spec
+from mlpdsl.tables import best_path
 from mlpdsl.target import Target, detect, parse_target
 
 __all__ = ["Resources", "compiled", "resources"]
@@ -57,9 +58,9 @@ def resources(
 ) -> list[Resources]:  # fmt: skip
     """Compile every kernel that a call with `m` rows launches on `target` (default: this machine's, else sm_90).
 
-    `path` is "tma" or "masked"; by default the one that aligned tensors take. Of widths that are no multiple of 8 those are masked
-    loads, and "tma" is the strategy "padded". With `library`, also what stands between the
-    library's products where those take the place of kernels. Takes 0.2 to 2 s a kernel.
+    `path` is "tma" or "masked"; by default each product's that aligned tensors take, or copies of them where the rule makes some.
+    With `library`, also what stands between the library's products where those take the place of kernels. Takes 0.2 to 2 s a
+    kernel.
     Raises `UnsupportedError` where triton is missing or interpreting, or does not know the target.
     """
     from mlpdsl.source import DEFAULT_TARGET, publish
@@ -73,18 +74,15 @@ def resources(
     plan = lower(spec, chosen)
     if path == "tma" and not plan.uses_tma:
         raise UnsupportedError(f"path 'tma' is not printed for {spec.short_name} on {chosen.name}", plan.tma_reasons)
-    if path is None:
-        path = "tma" if plan.uses_tma and not plan.ragged else "masked"
     from mlpdsl.backends import BACKENDS
 
     key, text, file = publish(spec, chosen, "triton")
     module = BACKENDS["triton"].load(file, text, key)
     view = emit(plan)
-    found = [
-        _compile(module, plan, kernel, stage, linear, m, config)
-        for kernel, stage, linear, config in _launches(plan, view, path, m, backward)
-    ]
-    roles = ["copy_rows"] if view.padded and path == "tma" else []
+    launches = list(_launches(plan, view, path, m, backward))
+    found = [_compile(module, plan, kernel, stage, linear, m, config) for kernel, stage, linear, config in launches]
+    copied = path == "tma" or any(config.strategy == "padded" for *_, config in launches)
+    roles = ["copy_rows"] if view.padded and copied else []
     if backward:
         roles += _pointwise(view, partial=any(r.config is not None and r.config.splits > 1 for r in found))
     last = len(plan.linears) - 1
@@ -130,7 +128,7 @@ def _pointwise(view: Module, partial: bool) -> Iterator[str]:
         yield "sum_rows"
 
 
-def _launches(plan: Plan, view: Module, path: str, m: int, backward: bool) -> Iterator[tuple[Kernel, int, Linear, Config]]:
+def _launches(plan: Plan, view: Module, path: str | None, m: int, backward: bool) -> Iterator[tuple[Kernel, int, Linear, Config]]:
     """Each different launch of a call with a product: kernel, position of the stage, the stage, and the config."""
     last = len(plan.linears) - 1
     seen = set()
@@ -143,8 +141,9 @@ def _launches(plan: Plan, view: Module, path: str, m: int, backward: bool) -> It
             shape = (name, linear.width_in, linear.width_out, linear.planes)
             if shape not in seen:
                 seen.add(shape)
-                config = _config(plan, name, path, linear, m)
-                yield view.kernel(name, _path(config, path)), i, linear, config
+                taken = path or best_path(plan, linear.width_out, linear.width_in)
+                config = _config(plan, name, taken, linear, m, copies=path is None)
+                yield view.kernel(name, _path(config, taken)), i, linear, config
 
 
 def _path(config: Config, path: str) -> str:
@@ -154,15 +153,17 @@ def _path(config: Config, path: str) -> str:
     return path if config.strategy != "skinny" else "row" if config.block_m == 1 else "skinny"
 
 
-def _config(plan: Plan, role: str, path: str, linear: Linear, m: int) -> Config:
-    """The config that the launcher would choose, from (M, N, K) of the launch."""
+def _config(plan: Plan, role: str, path: str, linear: Linear, m: int, copies: bool) -> Config:
+    """The config that the launcher would choose among kernels, those on copies only if `copies`, from (M, N, K) of the launch."""
     rows, n, k = m, linear.width_out, linear.width_in
     if role == "weight_grad":
         rows, n, k = linear.width_out, linear.width_in, m
     elif role in ("hidden_grad", "input_grad"):
         n, k = k, n
-    planes = linear.planes if role == "hidden" else 1
-    return choose(role, path, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
+    planes = 2 if plan.gated and role in ("hidden", "hidden_grad", "input_grad") else 1
+    words: dict[str, Any] = {"dtype": plan.dtype, "planes": planes, "target": plan.target}
+    by_rule = usual(role, path, rows, n, k, precision=plan.precision, **words)
+    return by_rule if copies and by_rule.strategy == "padded" else choose(role, path, rows, n, k, **words)
 
 
 def _compile(

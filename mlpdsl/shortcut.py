@@ -103,6 +103,7 @@ class Forward(_Kind):
     def __init__(self, tape: Tape, tensors: Sequence[Tensor], varying: int, recorded: bool = False) -> None:
         super().__init__(tape, tensors, varying, recorded)
         self.recorded = recorded
+        self.generation = dispatch.generation
         self.backwards: dict[tuple[bool, ...], list[_Backward]] = {}
         # In more or fewer dimensions than two the result is made in its shape where it can be, else it is seen in it.
         x = tensors[0]
@@ -122,7 +123,7 @@ class Forward(_Kind):
     def backward(self, needs: tuple[bool, ...], tensors: tuple[Tensor, ...]) -> list[Tensor | None] | None:
         """The gradients of a call of this kind, as the operator returns them; None where its backward has to go the whole way.
         `tensors` are grad, x, operands, what was saved, and parameters."""
-        if not _undisturbed():
+        if self.generation != dispatch.generation or not _undisturbed():
             return None
         for kind in self.backwards.get(needs, ()):
             addresses = kind.places(tensors)
@@ -143,7 +144,7 @@ class Forward(_Kind):
         """After a backward that went the whole way. `varying`: grad, x, so many operands, and what was saved."""
         tensors = (*varying, *parameters)
         tapes = ops.recordings(spec, tensors[0].device)
-        if tapes is None or torch.is_grad_enabled() or not _remembers(tensors):
+        if self.generation != dispatch.generation or tapes is None or torch.is_grad_enabled() or not _remembers(tensors):
             return
         tape = tapes.find(("backward", needs, batch_invariant), varying, parameters)
         if tape is None:
@@ -173,10 +174,11 @@ class _Backward(_Kind):
 
 def _remembers(tensors: Sequence[Tensor]) -> bool:
     """Whether a kind of call may be made of these: nobody but torch is asked of them, and they are memory as it is read."""
-    if not _plain(tensors[0].device.type):
+    try:
+        # Others are asked themselves, or of memory that means the opposite, or zeros that are not written out.
+        return _plain(tensors[0].device.type) and all(type(t) in _TYPES and not t.is_neg() and t.data_ptr() for t in tensors)
+    except RuntimeError:  # one without memory, which torch unwraps for its operators: a transform's, after its end
         return False
-    # Others are asked themselves, or of memory that means the opposite, or zeros that are not written out.
-    return all(type(t) in _TYPES and not t.is_neg() and t.data_ptr() for t in tensors)
 
 
 Recorded = Callable[[Forward, Sequence[int], Tensor, tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]

@@ -149,10 +149,11 @@ def test_forward_alone_compiles_fewer_kernels() -> None:
 def test_rows_are_copied_for_descriptors_alone() -> None:
     spec = MLPSpec(dims=(767, 769), activation="identity", dtype="bfloat16")
     for target, path, wanted in (("sm_90", "tma", {"output_tma", "copy_rows"}), ("sm_90", "masked", {"output_masked"}),
-                                 ("sm_90", None, {"output_masked"}), ("sm_80", None, {"output_masked"})):  # fmt: skip
+                                 ("sm_90", None, {"output_tma", "copy_rows"}), ("sm_80", None, {"output_masked"})):  # fmt: skip
         found = resources(spec, target, 4096, backward=False, path=path)
         assert {r.name for r in found} == wanted
         assert all(r.fits and r.spills == 0 for r in found)
+    assert {r.name for r in resources(spec, "sm_90", 65, backward=False)} == {"output_masked"}  # too few to be worth it
 
 
 @pytest.mark.parametrize("m", [127, 512, 1021, 2048, 4093])

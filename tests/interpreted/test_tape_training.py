@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from triton import knobs
 
-from mlpdsl import ops
+from mlpdsl import ShapeError, dispatch, ops
 from mlpdsl.tape import Tape
 from mlpdsl.testing.calls import Call, make_call, same_bits
 from tests.recordings import (
@@ -31,6 +31,7 @@ from tests.recordings import (
     each_spec,
     negative,
     plain_gradients,
+    plainly,
     unrecorded,
 )
 
@@ -146,6 +147,54 @@ def test_what_was_saved_and_comes_back_elsewhere() -> None:
             y = call.run(mlp)
         found = torch.autograd.grad(y, tensors, call.dy)
         assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(found, wanted, strict=True))
+
+
+def test_what_is_forgotten_is_not_repeated_by_a_backward_under_way() -> None:
+    call = make_call(EPILOGUE, (5,), 1)
+    mlp, tensors = learnt(call), [t.requires_grad_() for t in call.named().values()]
+    wanted = torch.autograd.grad(call.run(mlp), tensors, call.dy)
+    y = call.run(mlp)
+    dispatch.forget()
+    with pytest.raises(AssertionError, match="the operator was asked"), no_operator():
+        torch.autograd.grad(y, tensors, call.dy, retain_graph=True)
+    for _ in range(3):
+        found = torch.autograd.grad(y, tensors, call.dy, retain_graph=True)
+        assert all(same_bits(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("at", ["x", "a bias"])
+def test_a_tensor_that_outlived_its_transform(at: str) -> None:
+    """It has no memory that can be asked for; torch's operators unwrap it."""
+    call = make_call(EPILOGUE, (5,), 1)
+    mlp, params, kept = compiled(call.spec), list(call.params), list[Tensor]()
+    torch.func.grad(lambda t: (kept.append(t), t.sum())[1])(call.x if at == "x" else params[1])
+    x = kept[0] if at == "x" else call.x
+    params[1] = kept[0] if at != "x" else params[1]
+    params[0].requires_grad_()
+    for _ in range(4):
+        assert same_bits(mlp(x, *params, **call.operands).detach(), plainly(call))
+
+
+def test_a_weight_whose_memory_was_given_back() -> None:
+    call = make_call(EPILOGUE, (5,), 1)
+    mlp = learnt(call)
+    call.x.requires_grad_()
+    params = [p.detach().clone() for p in call.params]
+    params[0].untyped_storage().resize_(0)
+    with pytest.raises(ShapeError, match="0 bytes of memory left"):
+        mlp(call.x, *params, **call.operands)
+    y = mlp(call.x, *call.params, **call.operands)
+    call.params[0].untyped_storage().resize_(0)
+    with pytest.raises(ShapeError, match="0 bytes of memory left"):
+        torch.autograd.grad(y, call.x, torch.ones_like(y))
+
+
+def test_a_tangent_of_the_gradient_is_not_lost() -> None:
+    call = make_call(EPILOGUE, (5,), 1)
+    call.x.requires_grad_()
+    y, dy = call.run(compiled(call.spec)), torch.ones_like(call.dy)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(y, call.x, torch.autograd.forward_ad.make_dual(dy, dy))
 
 
 def test_weights_that_move_between_steps() -> None:
