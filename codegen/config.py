@@ -327,8 +327,8 @@ def _hopper_hidden(m: int, n: int, k: int, planes: int) -> Config:
     # because it reads less: 1 to 6% of whole calls at K from 2048 to 4096.
     if k > 2048 * planes or (planes == 2 and k >= 2048 and m >= 1024 and _filled(large, m, n) > 0.9):
         return large
-    if planes == 2 and n <= 128:
-        return low  # `two` would spill where users' functions meet odd widths
+    if planes == 2 and n <= 128:  # `two` would spill where users' functions meet odd widths
+        return Config(128, 64, 64, num_warps=8, num_stages=4)
     return low if planes == 2 and m < 1024 and _filled(two, m, n) < 0.9 and _filled(low, m, n) > 0.95 else two
 
 
