@@ -137,7 +137,7 @@ def test_a_result_that_has_one_shape(utils: Utils) -> None:
 def test_a_kind_of_call_with_more_dimensions(utils: Utils) -> None:
     """Its result may be written to while that is recorded, as one of nn.Linear."""
     x, w = torch.zeros(2, 2, 8), torch.zeros(8, 8)
-    kind = shortcut._Forward(_chain(x, w, 6), (x, w), 1)
+    kind = shortcut.Forward(_chain(x, w, 6), (x, w), 1)
     other = torch.ones(2, 2, 8)
 
     def call(x: Tensor, w: Tensor) -> Any:
