@@ -1,7 +1,8 @@
 """What a small call costs the host: mlpdsl and eager PyTorch beside one F.linear of one row, on one GPU.
 
-    python benchmarks/host.py --profile --out benchmarks/results/host-h200.json
-    python benchmarks/host.py --m 256 --train     # more rows, of which the library may multiply some; and with gradients
+    python benchmarks/host.py --train --out benchmarks/results/host-h200.json
+    python benchmarks/host.py --m 256 --train --out benchmarks/results/host-256-h200.json    # the library multiplies some
+    python benchmarks/host.py --profile    # where a call's time goes
 
 Times are from one call's start to the next one's, so many in a row that no queue of launches fills up, and the GPU is waited for
 between such stretches, not in them. Candidates take turns; figures are medians of the stretches, spreads their quartiles.

@@ -36,8 +36,8 @@ def usual(
     role: str, path: str, m: int, n: int, k: int, *, dtype: str, precision: str, planes: int, target: Target, epilogue: bool = False
 ) -> Config:
     """The config of one launch where rows may depend on the batch: the library's product where a generated kernel is not known to
-    be as fast, else what `choose` says; arguments as there. `epilogue`: whether anything follows the last linear's product, which
-    after the library's is a pass."""
+    be as fast, copies where masked loads are slower, else what `choose` says; arguments as there. `epilogue`: whether anything
+    follows the last linear's product, which after the library's is a pass."""
     chosen = choose(role, path, m, n, k, dtype=dtype, planes=planes, target=target)
     if target.kind != "cuda":
         return chosen
@@ -87,9 +87,11 @@ def _fused(m: int, n: int, k: int, planes: int, target: Target) -> bool:
     if planes == 2 and target.name != "sm_90":
         return not 128 < m < 512
     if planes == 2:
-        tiles = (_long_sum(m, n, 2),) if k > 4096 else (_two(2), _low(2)) if m < 1024 else (_two(2), _long_sum(m, n, 2))
-        needed = 0.0 if m <= 128 else 0.9 if m < 1024 else 0.85 if k > 1024 else 0.0
-        return max(_filled(tile, m, n) for tile in tiles) >= needed
+        if m <= 128 or k <= 1024 <= m:
+            return True
+        large = _long_sum(m, n, 2)
+        tiles = (large,) if k > 4096 else (_two(2), _low(2) if m < 1024 else large)
+        return max(_filled(tile, m, n) for tile in tiles) >= (0.9 if m < 1024 else 0.85)
     if m <= SKINNY_ROWS:  # of those, what skinny has no kernel for
         return True
     if target.name != "sm_90" or k <= 512 or k > 1024 >= m:

@@ -262,8 +262,8 @@ def places(
     """From the tensors of a call to the addresses of the first `varying` of them, the first being one that has a shape.
 
     None where they are not as many as here or not `alike`; where a gradient would be recorded and not `recorded`, or the other way
-    round; where one after the first few lies
-    elsewhere than here, or one of the first few is aligned otherwise, or not the same of them begin at one address.
+    round; where one after the first few lies elsewhere than here, or one of the first few is aligned otherwise, or not the same of
+    them begin at one address.
     """
     text, addresses, count = _Text(), [t.data_ptr() for t in tensors], range(len(tensors))
     given, here = [f"t{i}" for i in count], [f"a{i}" for i in range(varying)]

@@ -138,7 +138,7 @@ class Module:
     @property
     def padded(self) -> bool:
         """Whether there are tensors that descriptors fit only as copies."""
-        return self.plan.uses_tma and self.plan.ragged
+        return any(k.role == "copy_rows" for k in self.kernels)
 
     @property
     def reciprocal(self) -> bool:

@@ -146,7 +146,7 @@ def test_what_was_saved_and_comes_back_elsewhere() -> None:
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
             y = call.run(mlp)
         found = torch.autograd.grad(y, tensors, call.dy)
-        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(found, wanted, strict=True))
+        assert all(same_bits(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_what_is_forgotten_is_not_repeated_by_a_backward_under_way() -> None:
