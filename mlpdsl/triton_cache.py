@@ -22,6 +22,7 @@ raises is still cured, damage that does not is not noticed.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import hashlib
 import json
 import logging
@@ -45,6 +46,7 @@ __all__ = ["compiled", "fingerprint", "obtain"]
 
 _RECORDS = "binaries-v1"
 _OPEN_RECORD = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_OTHERS = 1000  # threads that read one damaged file at once: more than anybody starts
 _NOT_DIGESTED = frozenset({"extern_libs"})  # paths of an installation; their contents are in Triton's hash
 
 _log = logging.getLogger("mlpdsl")
@@ -134,7 +136,7 @@ def obtain(compile_step: Callable[[], Any], load: Callable[[Any], object], forge
         problem = error
     if made is not None:
         forget(made)
-    return _privately(compile_step, load, problem, made)
+    return _privately(compile_step, load, forget, problem, made)
 
 
 def fingerprint(made: Any) -> str:
@@ -150,15 +152,20 @@ def _load(made: Any) -> object:
     return made.run  # a property: it builds the launcher and loads the binary
 
 
-def _privately(compile_step: Callable[[], Any], load: Callable[[Any], object], problem: Exception | None, made: Any) -> Any:
+def _privately(
+    compile_step: Callable[[], Any],
+    load: Callable[[Any], object],
+    forget: Callable[[Any], None],
+    problem: Exception | None,
+    made: Any,
+) -> Any:
     """Compile and load with an empty cache directory. Raises `problem` where that does not help either."""
     place = _triton_directory()
     try:
-        with _private_directory():
-            again = compile_step()
+        with _private_directory() as directory:
+            again = _anew(compile_step, forget, directory)
             if again is None or again in _checked:  # another thread was faster
                 return again
-            assert again is not made, "Triton remembers a kernel that it was made to forget"
             load(again)
             differs = problem is not None or fingerprint(again) != fingerprint(made)
             files = {name: Path(path).read_bytes() for name, path in again.metadata_group.items()} if differs else {}
@@ -181,6 +188,20 @@ def _privately(compile_step: Callable[[], Any], load: Callable[[Any], object], p
     return again
 
 
+def _anew(compile_step: Callable[[], Any], forget: Callable[[Any], None], directory: str) -> Any:
+    """What `compile_step` compiles in the directory; or what another thread compiled so, which is among those checked.
+
+    Triton may remember what a thread read from its usual directory when this one did. Every such thread comes here next, and
+    waits, so that one of these is met once a thread.
+    """
+    for _ in range(_OTHERS):
+        again = contextvars.Context().run(compile_step)  # no setting for background compilation, which knows no directory
+        if again is None or again in _checked or all(Path(path).is_relative_to(directory) for path in again.metadata_group.values()):
+            return again
+        forget(again)
+    raise RuntimeError(f"Triton did not compile the kernel {again.name} anew")
+
+
 class _PrivateManager(FileCacheManager):  # type: ignore[misc]
     """Triton's own manager of one kernel's files, in a directory that it is given."""
 
@@ -192,8 +213,8 @@ class _PrivateManager(FileCacheManager):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _private_directory() -> Iterator[None]:
-    """Let Triton compile in an empty directory, in this thread alone.
+def _private_directory() -> Iterator[str]:
+    """Let Triton compile in an empty directory, which is yielded, in this thread alone.
 
     The knob is the process's. To name a directory there would send other threads' kernels into one that is gone a moment later,
     and would change the environment.
@@ -209,7 +230,7 @@ def _private_directory() -> Iterator[None]:
 
         _private, knobs.cache.manager_class = (threading.get_ident(), place), manager
         try:
-            yield
+            yield place
         finally:
             _private = None
             if was_set:

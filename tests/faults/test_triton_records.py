@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import threading
@@ -202,6 +203,31 @@ def test_threads_launch_one_kernel_whose_binary_is_damaged(cache: Cache, driver:
         assert raised == []
         assert set(found) == set(driver.loaded) == {right}
     assert len(warnings_in(caplog)) == 1
+
+
+def test_another_thread_leaves_a_damaged_binary_in_memory_meanwhile(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    """It read the file when this thread did, and Triton remembers it only after this thread's was forgotten."""
+    right = cache.obtain()
+    flip(cache.entry / "add.cubin", 2000)
+    mine, others = cache.compile(), [cache.compile(), cache.compile()]
+    assert len({id(made) for made in (mine, *others)}) == 3 and mine.kernel != right.kernel
+    remembered, loaded, forgotten = [mine, *others], [], []
+    again = triton_cache.obtain(lambda: remembered.pop(0) if remembered else cache.compile(), loaded.append, forgotten.append)
+    assert again.kernel == right.kernel
+    assert loaded == [again] and forgotten == [mine, *others]
+    assert len(cache.records()) == 1, "what was damaged was recorded"
+    assert cache.entry.joinpath("add.cubin").read_bytes() == right.kernel
+    assert len(warnings_in(caplog)) == 1
+
+
+def test_somebody_keeps_triton_from_compiling_anew(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    cache.obtain()
+    flip(cache.entry / "add.cubin", 2000)
+    damaged, loaded = cache.compile(), []
+    with pytest.raises(RuntimeError, match="Triton did not compile the kernel add anew"):
+        triton_cache.obtain(lambda: copy.copy(damaged), loaded.append, lambda made: None)
+    assert loaded == [] and len(cache.records()) == 1
+    assert warnings_in(caplog) == []
 
 
 def test_a_hook_that_keeps_triton_from_compiling(cache: Cache) -> None:
