@@ -76,10 +76,23 @@ def _flags_of(dtype: torch.dtype) -> tuple[_Flag, ...]:
 def _precision() -> _Flag:
     """How float32 is multiplied. "none": as a wider setting says, which reading it takes into account, so nobody said anything."""
     matmul, exact = torch.backends.cuda.matmul, lambda said: said if said == "none" else "ieee"
-    read, write = (getattr(torch._C, f"_{verb}_fp32_precision_{verb}ter", None) for verb in ("get", "set"))
-    if read is None or write is None:
-        return _Flag(lambda: matmul.fp32_precision, lambda value: setattr(matmul, "fp32_precision", value), exact)
-    return _Flag(lambda: read("cuda", "matmul"), lambda value: write("cuda", "matmul", value), exact)
+    get, put = (getattr(torch._C, f"_{verb}_fp32_precision_{verb}ter", None) for verb in ("get", "set"))
+    if get is None or put is None:
+        return _inherited(lambda: matmul.fp32_precision, lambda value: setattr(matmul, "fp32_precision", value), exact)
+    return _inherited(lambda: get("cuda", "matmul"), lambda value: put("cuda", "matmul", value), exact)
+
+
+def _inherited(read: Callable[[], str], write: Callable[[str], None], exact: Callable[[str], str]) -> _Flag:
+    """The flag, put back to "none" where a wider setting alone says as much, or it would go on saying so after that has changed."""
+
+    def back(value: str) -> None:
+        if value != "ieee":
+            write("none")
+            if read() == value:
+                return
+        write(value)
+
+    return _Flag(read, back, exact)
 
 
 class _exact:

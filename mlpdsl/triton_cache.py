@@ -196,7 +196,9 @@ def _anew(compile_step: Callable[[], Any], forget: Callable[[Any], None], direct
     """
     for _ in range(_OTHERS):
         again = contextvars.Context().run(compile_step)  # no setting for background compilation, which knows no directory
-        if again is None or again in _checked or all(Path(path).is_relative_to(directory) for path in again.metadata_group.values()):
+        if again is None or again in _checked:
+            return again
+        if all(Path(path).is_relative_to(directory) for path in again.metadata_group.values()):
             return again
         forget(again)
     raise RuntimeError(f"Triton did not compile the kernel {again.name} anew")

@@ -100,6 +100,24 @@ def test_what_is_said_of_all_products_counts(everywhere: str, meanwhile: str) ->
         torch.backends.fp32_precision = "none"
 
 
+@pytest.mark.parametrize("wider", ["cuda", "generic"])
+def test_a_wider_setting_may_change_after_a_product(wider: str) -> None:
+    """What only a wider flag said is not said by this one from then on."""
+    say = torch._C._set_fp32_precision_setter
+    try:
+        FLAGS.fp32_precision = "none"
+        say(wider, "all", "tf32")
+        with _exact(torch.float32):
+            assert FLAGS.fp32_precision == "ieee"
+        assert FLAGS.fp32_precision == "tf32"
+        say(wider, "all", "ieee")
+        assert FLAGS.fp32_precision == "ieee"
+        say(wider, "all", "none")
+        assert FLAGS.fp32_precision == "none"
+    finally:
+        say(wider, "all", "none")
+
+
 def test_a_torch_without_those_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch._C, "_set_cublas_allow_fp16_accumulation")
     flag = _flag("allow_fp16_accumulation")
