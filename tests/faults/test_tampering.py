@@ -1,6 +1,6 @@
 """A generated file that was damaged, exchanged or forged: what runs is the text, and the file is put right.
 
-Through what a call goes through: render, compare with the file, load. `test_cache.py` holds the cache alone to the same.
+Through what a call goes through: render, compare with the file, load. `tests/unit/source_cache` holds the cache alone to the same.
 """
 
 from __future__ import annotations
