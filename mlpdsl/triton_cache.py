@@ -27,6 +27,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import stat
 import tempfile
 import threading
@@ -55,6 +56,7 @@ _checked: weakref.WeakSet[Any] = weakref.WeakSet()  # the compiled kernels that 
 
 _lock = threading.Lock()  # around the knob, which is the process's
 _hook_lock = threading.Lock()  # around Triton's hook, which is the process's as well
+_load_lock = threading.RLock()  # around loading
 _private: tuple[int, str] | None = None  # the thread that compiles in a private directory, and the directory
 
 
@@ -86,12 +88,12 @@ class _NewError(Exception):
 
 def _is_new(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], args: tuple[Any, ...]) -> bool:
     """Whether Triton would have to compile the variant, or read it from its cache. It does neither here."""
-    thread = threading.get_ident()
+    thread, asking = threading.get_ident(), True
     with _hook_lock:
         was_set, usual = "jit_cache_hook" in vars(knobs.runtime), knobs.runtime.jit_cache_hook
 
         def refuse(**what: Any) -> Any:
-            if threading.get_ident() == thread:
+            if asking and threading.get_ident() == thread:  # somebody may put it back later, who saved it meanwhile
                 raise _NewError
             return usual(**what) if usual is not None else None
 
@@ -101,6 +103,7 @@ def _is_new(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], args: t
         except _NewError:
             return True
         finally:
+            asking = False
             if was_set:
                 knobs.runtime.jit_cache_hook = usual
             else:
@@ -149,7 +152,17 @@ def fingerprint(made: Any) -> str:
 
 
 def _load(made: Any) -> object:
-    return made.run  # a property: it builds the launcher and loads the binary
+    """Build the launcher and load the binary. Raises what either raises, also where an earlier try of another thread's did.
+
+    Triton has the launcher before it lets go of the interpreter's lock to load the binary: whoever asks meanwhile, or after a
+    failure, is told that all is done, and would launch a function that is not there.
+    """
+    with _load_lock:
+        run = made.run  # a property, which does it
+        if getattr(made, "function", run) is None:
+            made._init_handles()
+            run = made.run
+        return run
 
 
 def _privately(
@@ -222,7 +235,11 @@ def _private_directory() -> Iterator[str]:
     and would change the environment.
     """
     global _private
-    with tempfile.TemporaryDirectory(prefix="mlpdsl-triton-", ignore_cleanup_errors=True) as place, _lock:
+    # Not a TemporaryDirectory, which a process forked meanwhile would remove at its end.
+    place = tempfile.mkdtemp(prefix="mlpdsl-triton-")
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, place, ignore_errors=True)
+        stack.enter_context(_lock)
         was_set, usual = "manager_class" in vars(knobs.cache), knobs.cache.manager_class
 
         def manager(key: str, **purpose: bool) -> Any:
@@ -309,9 +326,9 @@ def _warn_once(place: str, made: Any, problem: Exception | None) -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _lock, _hook_lock, _private
+    global _lock, _hook_lock, _load_lock, _private
     # The thread that held one is not here to release it.
-    _lock, _hook_lock, _private = threading.Lock(), threading.Lock(), None
+    _lock, _hook_lock, _load_lock, _private = threading.Lock(), threading.Lock(), threading.RLock(), None
 
 
 if hasattr(os, "register_at_fork"):
