@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mlpdsl import precision
 from mlpdsl.checks import Signature
 from mlpdsl.errors import UnsupportedError
 from mlpdsl.function import Function
@@ -100,20 +100,18 @@ def _runs_tf32() -> bool:
 
 _runs_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-# Re-entrant, and held while the flag differs: it is one for the whole process, and autograd has threads of its own.
-_flag = threading.RLock()
-
 
 @contextmanager
 def _matmul_precision(tf32: bool) -> Iterator[None]:
     """float32 products on CUDA in float32, or in TF32, whatever torch's global flag says; the flag is put back."""
-    with _flag:
-        before = torch.backends.cuda.matmul.fp32_precision
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    matmul = torch.backends.cuda.matmul
+    with precision.lock:  # autograd has threads of its own
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "tf32" if tf32 else "ieee"
         try:
             yield
         finally:
-            torch.backends.cuda.matmul.fp32_precision = before
+            precision.said_again(lambda: matmul.fp32_precision, lambda value: setattr(matmul, "fp32_precision", value), before)
 
 
 class _PreciseLinear(torch.autograd.Function):
