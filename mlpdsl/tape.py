@@ -8,7 +8,8 @@ then on only what can differ is done: allocate, put pointers in, launch. A recor
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from mlpdsl.straight import Encoded, Pointer, Replay, Starter, encoded, starter,
 if TYPE_CHECKING:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-__all__ = ["Recorder", "Tape", "Tapes", "recorder"]
+__all__ = ["Recorder", "Tape", "Tapes", "recorder", "unheard"]
 
 C_LAUNCHER = True
 """Whether recordings call Triton's C launcher themselves, with descriptors encoded before."""
@@ -35,6 +36,16 @@ def recorder() -> Recorder | None:
     """What this thread's launches and allocations are told to, if a call is being recorded."""
     found: Recorder | None = getattr(_local, "recorder", None)
     return found
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Meanwhile launches and allocations of this thread go into no recording: they are not of the call that is being recorded."""
+    before, _local.recorder = recorder(), None
+    try:
+        yield
+    finally:
+        _local.recorder = before
 
 
 class View(NamedTuple):
@@ -265,6 +276,14 @@ class Tapes:
     ) -> list[Any]:
         """`make()`, or its recording. `word` is what it depends on beside tensors; `fixed` are those that tend to stay where they
         are (weights), `varying` all others. The current device is theirs."""
+        if recorder() is None:
+            return self._call(word, varying, fixed, make)
+        with unheard():  # a signal handler, or a finaliser, in the middle of another call
+            return self._call(word, varying, fixed, make)
+
+    def _call(
+        self, word: tuple[Any, ...], varying: Sequence[Tensor], fixed: Sequence[Tensor], make: Callable[[], list[Any]]
+    ) -> list[Any]:
         key = self.key(word, varying, fixed)
         known = self._known.get(key)
         if isinstance(known, Tape) and not hooked():

@@ -22,13 +22,14 @@ from torch.overrides import TorchFunctionMode
 from triton import knobs
 
 import mlpdsl
-from mlpdsl import ops
+from mlpdsl import MLPSpec, dispatch, ops
 from mlpdsl.agreement import hooked
-from mlpdsl.tape import Tape
+from mlpdsl.tape import Recorder, Tape
 from mlpdsl.testing.calls import Call, guarded_allocations, make_call, same_bits
 from tests.recordings import (
     OPERANDS,
     Seen,
+    anew,
     assert_same,
     compiled,
     negative,
@@ -364,3 +365,49 @@ def test_guards_hold_while_a_call_is_repeated(learnt: tuple[Callable[..., Tensor
     with guarded_allocations() as guards:
         call.run(mlp)
         assert guards.count >= 1
+
+
+# A call in the middle of another
+
+
+class _Interrupted:
+    """After the `at`-th thing that a recording hears of, `then` is called, once."""
+
+    def __init__(self, at: int, then: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left, self.then = at, then
+        for name in ("launched", "multiplied", "allocated"):
+            monkeypatch.setattr(Recorder, name, self.wrapped(getattr(Recorder, name)))
+
+    def wrapped(self, method: Callable[..., None]) -> Callable[..., None]:
+        def heard(recorder: Recorder, *args: Any) -> None:
+            method(recorder, *args)
+            self.left -= 1
+            if self.left == 0:
+                self.then()
+
+        return heard
+
+
+@pytest.mark.parametrize("strategy", ["generated", "library"])
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_call_in_the_middle_of_one_that_is_recorded(
+    at: int, strategy: str, replays: list[Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a signal handler, say: of a kind that is recorded next itself. Each recording has its own launches, and all of them."""
+    with dispatch.forcing(strategy):
+        first = make_call(MLPSpec(dims=(16, 24, 16), activation="gelu", gated=True, bias=True), (5,), 0)
+        other = make_call(MLPSpec(dims=(16, 8), activation="identity"), (3,), 1, requires_grad=())
+        mlp, inner = compiled(first.spec), compiled(other.spec)
+        inner_results: list[Tensor] = []
+        anew(other, 0).run(inner)
+        anew(first, 0).gradients(mlp)
+        with monkeypatch.context() as patched:
+            interrupted = _Interrupted(at, lambda: inner_results.append(anew(other, 1).run(inner)), patched)
+            found = anew(first, 1).gradients(mlp)
+        assert_same(found, plain_gradients(anew(first, 1)))
+        assert interrupted.left <= 0 and same_bits(inner_results[0], plainly(anew(other, 1)))
+        replays.clear()
+        for seed in (2, 3):
+            assert_same(anew(first, seed).gradients(mlp), plain_gradients(anew(first, seed)))
+            assert same_bits(anew(other, seed).run(inner), plainly(anew(other, seed)))
+        assert len(replays) == 6, "something was not recorded"
