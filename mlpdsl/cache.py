@@ -303,7 +303,10 @@ def _set_aside(directory: int, name: str) -> None:
     aside = f".{name}.{secrets.token_hex(8)}.aside"
     os.rename(name, aside, src_dir_fd=directory, dst_dir_fd=directory)
     with contextlib.suppress(OSError):
-        os.rmdir(aside, dir_fd=directory)
+        try:
+            os.rmdir(aside, dir_fd=directory)
+        except NotADirectoryError:  # the file that another writer has put there meanwhile, and that we are about to write again
+            os.unlink(aside, dir_fd=directory)
 
 
 def _sweep(directory: int) -> None:

@@ -127,9 +127,10 @@ def register_activation(
     made = fn if isinstance(fn, Function) else activation(fn, derivative=derivative, triton=triton, check=check)
     if made.is_epilogue:
         raise SpecError(describe("mlpdsl.register_activation, fn", fn, "an activation", "Pass what mlpdsl.activation returned."))
-    if not replace and REGISTERED.setdefault(name, made) != made:
+    if replace:
+        REGISTERED[name] = made
+    elif REGISTERED.setdefault(name, made) != made:
         raise SpecError(describe(where, name, "a name not registered yet", "Pass replace=True to replace the other function."))
-    REGISTERED[name] = made
     return made
 
 

@@ -9,7 +9,9 @@ of `aten` says what each operation means. What cannot be read is `Refused` if a 
 from __future__ import annotations
 
 import math
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -33,9 +35,24 @@ _OF_TRUTHS = {"mul": "both", "add": "either", "minimum": "both", "maximum": "eit
 _IGNORED = ("layout", "device", "pin_memory", "memory_format", "non_blocking", "generator")
 
 
+# The default dtype, anomaly detection and the CPU's random numbers are the whole process's. Re-entrant, because the function that
+# is traced may declare another.
+_lock = threading.RLock()
+
+
 @contextmanager
 def neutral() -> Iterator[None]:
-    """On the CPU, in float32, with gradients, without autocast, random numbers put back: whatever the program around it has set."""
+    """On the CPU, in float32, with gradients, without autocast, random numbers put back: whatever the program around it has set.
+
+    One thread at a time. What others do meanwhile meets the default dtype float32, and random numbers that are drawn again.
+    """
+    with _lock:
+        with _neutral():
+            yield
+
+
+@contextmanager
+def _neutral() -> Iterator[None]:
     import torch
 
     plain = (torch.device("cpu"), torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False))
@@ -47,6 +64,15 @@ def neutral() -> Iterator[None]:
             torch.set_default_dtype(torch.float32)
             stack.callback(torch.set_default_dtype, before)
         yield
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.RLock()  # the thread that held it is not in the child
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 def trace(function: Callable[..., Any], names: Sequence[str]) -> tuple[Expr, dict[str, Expr]]:

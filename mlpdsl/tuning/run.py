@@ -15,7 +15,7 @@ from mlpdsl.target import parse_target
 from mlpdsl.tuning.device import Device
 from mlpdsl.tuning.job import Job, jobs
 from mlpdsl.tuning.search import search
-from mlpdsl.tuning.state import State, StateError, write_whole
+from mlpdsl.tuning.state import State, StateError, alone, write_whole
 
 __all__ = ["Found", "Tell", "rows_of", "run", "state_path"]
 
@@ -73,6 +73,13 @@ def _run(rows: Sequence[Row], out: Path | None, budget: float | None, resume: bo
     began = device.now()
     end = began + budget if budget is not None else float("inf")
     header = device.describe()
+    with alone(None if out is None else state_path(out)):
+        return _run_alone(rows, out, end, resume, device, tell, header)
+
+
+def _run_alone(
+    rows: Sequence[Row], out: Path | None, end: float, resume: bool, device: Device, tell: Tell, header: dict[str, Any]
+) -> Found:
     target = parse_target(header["target"])
     before = _table(out, target.name)
     state = State.begin(header, None if out is None else state_path(out), resume)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mlpdsl.errors import MLPError
 
-__all__ = ["SCHEMA", "State", "StateError", "write_whole"]
+__all__ = ["SCHEMA", "State", "StateError", "alone", "write_whole"]
 
 SCHEMA = 1
 
@@ -62,13 +66,44 @@ class State:
 
 def write_whole(path: Path, text: str) -> None:
     """The file is all of the text, or what it was, whenever the process ends. Raises `StateError` where it cannot be written."""
-    other = path.with_name(f".{path.name}.tmp")
+    other = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(8)}.tmp")  # another process may write there too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with other.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(other, path)
+        try:
+            with other.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(other, path)
+        finally:
+            other.unlink(missing_ok=True)
     except OSError as error:
         raise StateError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def alone(path: Path | None) -> Iterator[None]:
+    """Hold a state's file for one run. Raises `StateError` where another process holds it."""
+    if path is None:
+        yield
+        return
+    place = path.with_name(f".{path.name}.lock")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file = place.open("w")
+    except OSError as error:
+        raise StateError(f"{path} cannot be written: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = place.exists() and os.path.samestat(place.stat(), os.fstat(file.fileno()))  # or its holder has just removed it
+        except BlockingIOError:
+            held = False
+        except OSError:  # a disk that knows no locks
+            held = True
+        if not held:
+            raise StateError(f"another mlpdsl tune is at work on {path}: wait for it, or name another table with --out")
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)

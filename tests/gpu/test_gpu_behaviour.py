@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import mlpdsl
-from mlpdsl import MLP, MLPSpec, dispatch
+from mlpdsl import MLP, MLPSpec, dispatch, launch
 from mlpdsl.testing import oracle
 from mlpdsl.testing.calls import check_call, judge, make_call, same_bits
 from tests.gpu_calls import call_on_gpu, compiled, gradients, run_python
@@ -355,3 +355,15 @@ def test_eager_backend() -> None:
         y, grads = call.gradients(mlpdsl.compile(spec, backend="eager"))
         oracle.check(y, oracle.forward(spec, call.x, call.params, call.operands), "y")
         assert all(g is not None and g.shape == t.shape for g, t in zip(grads.values(), call.named().values(), strict=True))
+
+
+def test_random_numbers_are_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also at the first call of a gated MLP, which tries out a descriptor over two weights."""
+    monkeypatch.setattr(launch, "_proved", {})
+    before = torch.cuda.get_rng_state()
+    call_on_gpu(GATED, 256).run(compiled(GATED))
+    call = call_on_gpu(GATED, 256)
+    torch.cuda.set_rng_state(before)
+    launch._proved.clear()
+    call.run(compiled(GATED))
+    assert launch._proved and torch.equal(torch.cuda.get_rng_state(), before)

@@ -234,3 +234,25 @@ def test_descriptors_are_bounded(monkeypatch: pytest.MonkeyPatch, utils: Utils) 
         assert len(maps) <= 4
         call = plain(utils.launch.calls[-1])
         assert call == by_triton(kernel, (5,), [describe(x, [24, 64], [64, 1], [16, 32])], utils)
+
+
+# One descriptor over two weights
+
+
+def test_an_error_while_it_is_proved_is_no_answer_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that there was none of, say. The third error is one: a call must not cost a compilation for ever."""
+    from mlpdsl import probe
+
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(launch, "_proved", {})
+    monkeypatch.setattr(launch, "_unseen", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for answers, said in (
+        ([None, True], [False, True, True]), ([None, None, None], [False] * 4), ([False], [False] * 2),
+    ):  # fmt: skip
+        launch._proved.clear()
+        launch._unseen.clear()
+        left = list(answers)
+        monkeypatch.setattr(probe, "pair_descriptor_works", lambda device, left=left: left.pop(0))
+        assert [launch._pair_proved(device) for _ in said] == said
+        assert left == []

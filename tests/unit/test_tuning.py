@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from mlpdsl.tuning.job import Job
 from mlpdsl.tuning.paired import FIRST, gained, paired
 from mlpdsl.tuning.run import state_path
 from mlpdsl.tuning.search import FINAL_ROUNDS, ROUNDS, search
+from mlpdsl.tuning.state import write_whole
 from tests.unit import tuning_questions as answers
 
 H200 = TARGETS["sm_90"]
@@ -276,6 +278,39 @@ def test_interrupted_in_the_midst(tmp_path: Path) -> None:
     assert 0 < before < 8 and tables.read(out.read_text())[1]
     device.times = lambda config: None
     assert tuning.run(rows(1, 16, 64, 256), out=out, device=device, resume=True).left == 0
+
+
+def test_two_runs_of_one_table(tmp_path: Path) -> None:
+    """The second one is told so before it writes anything, and the first one's files are whole; afterwards the place is free."""
+    out = tmp_path / "t.json"
+    said: list[str] = []
+
+    def tell(event: str, *_: Any) -> None:
+        if event == "done" and not said:
+            with pytest.raises(tuning.StateError) as caught:
+                tuning.run(rows(1), out=out, device=Fake(by_stages), resume=True)
+            said.append(str(caught.value))
+            tuning.run(rows(1), out=tmp_path / "other.json", device=Fake(by_stages))
+
+    first = tuning.run(rows(1, 16), out=out, device=Fake(by_stages), tell=tell)
+    assert said == [f"another mlpdsl tune is at work on {state_path(out)}: wait for it, or name another table with --out"]
+    assert first.left == 0 and len(json.loads(state_path(out).read_text())["jobs"]) == len(first.jobs)
+    assert tables.read(out.read_text())[1]
+    assert tuning.run(rows(1, 16), out=out, device=Fake(by_stages), resume=True).left == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other.json", "other.state.json", "t.json", "t.state.json"]
+
+
+def test_a_file_is_written_beside_another_process_that_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, replace = tmp_path / "t.json", os.replace
+
+    def after_another(source: Any, target: Any) -> None:
+        monkeypatch.undo()
+        write_whole(path, "another's\n")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", after_another)
+    write_whole(path, "ours\n")
+    assert path.read_text() == "ours\n" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from mlpdsl import cache as cache_module
 from mlpdsl.cache import SourceCache, digest
 from tests.unit.source_cache.tools import KEY, TEXT, publish, warnings_in
 
@@ -76,6 +77,25 @@ def test_what_stands_in_a_files_place_is_replaced(root: Path, what: str, file: s
     if path.with_name("victim").exists():
         assert path.with_name("victim").read_text() == EVIL, "the write went through the link"
     assert warnings_in(caplog) == []
+
+
+def test_two_writers_find_a_directory_in_a_files_place(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one takes what the first one has put there for the directory that it saw."""
+    publish(root)
+    (path,) = root.glob("v1/*/kernel.py")
+    path.unlink()
+    path.mkdir()
+    move = cache_module._set_aside
+
+    def after_another(directory: int, name: str) -> None:
+        monkeypatch.undo()
+        publish(root)
+        assert path.read_text() == TEXT
+        move(directory, name)
+
+    monkeypatch.setattr(cache_module, "_set_aside", after_another)
+    assert publish(root).read_text() == TEXT
+    assert sorted(p.name for p in path.parent.iterdir()) == ["kernel.py", "manifest.json"]
 
 
 def test_a_fifo_does_not_pass_for_an_empty_file(root: Path) -> None:
