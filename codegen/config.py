@@ -42,7 +42,7 @@ def usual(
     if target.kind != "cuda":
         return chosen
     if ragged.worth_copies(role, m, n, k, planes, target):
-        copied = padded(role, m, n, k, dtype=dtype, planes=planes, target=target)
+        copied = padded(role, m, n, k, dtype=dtype, planes=planes, target=target, epilogue=epilogue)
         if copied is not None:  # what fits already takes the same tiles: whether the library multiplies is no matter of alignment
             return copied if path == "masked" else replace(copied, strategy="two_stage")
     exact = dtype == "float32" and precision == "ieee"  # by FMA, where cuBLAS has three times the speed
@@ -151,15 +151,19 @@ def library(role: str, m: int, n: int, *, dtype: str, planes: int) -> Config | N
     return Config(block_m, block_n, 16, num_warps=8 if block_m * block_n > 1024 else 4, num_stages=1, strategy="library")
 
 
-def padded(role: str, m: int, n: int, k: int, *, dtype: str, planes: int, target: Target) -> Config | None:
+def padded(role: str, m: int, n: int, k: int, *, dtype: str, planes: int, target: Target, epilogue: bool = False) -> Config | None:
     """A kernel on descriptors of copies whose rows are of whole 16 bytes; None where rows are so already, or there is no such
-    kernel. Arguments as for `choose`."""
+    kernel. Arguments as for `usual`."""
     whole = n % 8 == (m if role == "weight_grad" else k) % 8 == 0
     if whole or dtype == "float32" or not target.has_tma:
         return None
+    crowded = epilogue and n % 8 > 0  # registers hold the addresses of a dense result beside what the epilogue reads
     if role == "output" and target.name == "sm_90" and m > 64:
-        return replace(ragged.last(m, n, k), strategy="padded")
-    return replace(_tiled(role, "tma", m, n, k, dtype, planes, target), strategy="padded")
+        return replace(ragged.last(m, n, k, crowded), strategy="padded")
+    tile = _tiled(role, "tma", m, n, k, dtype, planes, target)
+    if crowded and tile.block_n == 256:
+        tile = Config(128, 128, 64, num_warps=8, num_stages=4)
+    return replace(tile, strategy="padded")
 
 
 def candidates(
@@ -179,7 +183,8 @@ def candidates(
         default = _tiled(role, path, m, n, k, dtype, planes, target)
         found.append(default)
     starts = [(path, default)]
-    copied = padded(role, m, n, k, dtype=dtype, planes=planes, target=target) if path == "masked" and m > SKINNY_ROWS else None
+    words: dict[str, Any] = {"dtype": dtype, "planes": planes, "target": target}
+    copied = padded(role, m, n, k, **words, epilogue=epilogue) if path == "masked" and m > SKINNY_ROWS else None
     if copied is not None:
         found.append(copied)
         starts.append(("tma", copied))

@@ -41,8 +41,9 @@ def masked(block_m: int, m: int, n: int, k: int, planes: int) -> Config:
     return Config(block_m, power_of_two(n, 32, 64), 32, num_warps=4, num_stages=3)
 
 
-def last(m: int, n: int, k: int) -> Config:
-    """The last linear on copies, on Hopper: the tile of which one wave holds all, else the largest that there are enough of."""
+def last(m: int, n: int, k: int, crowded: bool) -> Config:
+    """The last linear on copies, on Hopper: the tile of which one wave holds all, else the largest that there are enough of, and of
+    which registers hold the epilogue too where they are `crowded`."""
     for tile in (
         Config(64, 64, 64, num_warps=8, num_stages=4),
         Config(128, 64, 64, num_warps=4, num_stages=4),
@@ -50,6 +51,8 @@ def last(m: int, n: int, k: int) -> Config:
     ):
         if tiles_of(tile.block_m, tile.block_n, m, n) <= PROCESSORS and (k <= 2048 or tile.block_m > 64):
             return tile
+    if crowded:
+        return Config(128, 128, 64, num_warps=8, num_stages=4)
     if tiles_of(128, 256, m, n) >= 0.7 * PROCESSORS:
         return Config(128, 256, 64, num_warps=8, num_stages=3)
     return Config(128, 128, 64, num_warps=8, num_stages=3, residency=2, registers=128)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from mlpdsl.backends import interpreting
-from mlpdsl.codegen.config import choose, usual
+from mlpdsl.codegen.config import choose, padded, usual
 from mlpdsl.codegen.config import library as library_config
 from mlpdsl.codegen.emit.triton import Arg, Kernel, Module, emit
 from mlpdsl.codegen.lower import lower
@@ -25,6 +26,8 @@ from mlpdsl.tables import best_path
 from mlpdsl.target import Target, detect, parse_target
 
 __all__ = ["Resources", "compiled", "resources"]
+
+_lock = threading.RLock()  # around settings and an output that are the whole process's
 
 _TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -154,7 +157,8 @@ def _path(config: Config, path: str) -> str:
 
 
 def _config(plan: Plan, role: str, path: str, linear: Linear, m: int, copies: bool) -> Config:
-    """The config that the launcher would choose among kernels, those on copies only if `copies`, from (M, N, K) of the launch."""
+    """The config that the launcher would choose among kernels, from (M, N, K) of the launch: with `copies` one on copies where the
+    rule takes it, and on the path "tma" wherever nothing else leads there."""
     rows, n, k = m, linear.width_out, linear.width_in
     if role == "weight_grad":
         rows, n, k = linear.width_out, linear.width_in, m
@@ -162,8 +166,12 @@ def _config(plan: Plan, role: str, path: str, linear: Linear, m: int, copies: bo
         n, k = k, n
     planes = 2 if plan.gated and role in ("hidden", "hidden_grad", "input_grad") else 1
     words: dict[str, Any] = {"dtype": plan.dtype, "planes": planes, "target": plan.target}
-    by_rule = usual(role, path, rows, n, k, precision=plan.precision, **words)
-    return by_rule if copies and by_rule.strategy == "padded" else choose(role, path, rows, n, k, **words)
+    chosen = choose(role, path, rows, n, k, **words)
+    epilogue = role == "output" and bool(plan.epilogue.entries)
+    if path == "tma" and chosen.strategy != "skinny":
+        return padded(role, rows, n, k, **words, epilogue=epilogue) or chosen
+    by_rule = usual(role, path, rows, n, k, precision=plan.precision, epilogue=epilogue, **words)
+    return by_rule if copies and by_rule.strategy == "padded" else chosen
 
 
 def _compile(
@@ -171,7 +179,8 @@ def _compile(
 ) -> Resources:
     values = {a.name: int(a.passed) for a in kernel.args if a.kind == "constexpr" and a.passed.isdigit()}
     if config is None:
-        values["N"] = linear.width_out
+        overlaps = plan.target.kind == "cuda" and int(plan.target.arch) >= 90
+        values |= {"N": linear.width_out, "WIDTH": -(-linear.width_out // 8) * 8, "FOLLOWS": overlaps}
     else:
         across = kernel.role in ("hidden_grad", "input_grad")  # the product sums over the weight's rows
         n, k = (linear.width_in, linear.width_out) if across else (linear.width_out, linear.width_in)
@@ -203,7 +212,7 @@ _NARROW = {
 
 def _stride(arg: Arg, role: str, linear: Linear, m: int) -> int:
     """A stride argument, in elements, where every tensor is contiguous and begins at a multiple of 16 elements."""
-    if arg.name == "up_distance":
+    if arg.name in ("distance", "up_distance"):
         return linear.width_out * linear.width_in * 16  # of which only the divisibility is known
     name, _, axis = arg.name.removeprefix("stride_").rpartition("_")
     width = linear.width_in if name in _NARROW.get(role, ()) else linear.width_out
@@ -237,7 +246,7 @@ def _triton_compile(function: Any, kernel: Kernel, values: dict[str, Any], optio
     source = triton.compiler.ASTSource(function, signature, constants, attributes)
     log = io.StringIO()
     try:
-        with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
+        with _lock, knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
             # Registers and spills stand in ptxas's log alone, so a kernel in Triton's cache will not do.
             knobs.compilation.always_compile = knobs.nvidia.dump_ptxas_log = True
             return triton.compile(source, target=target, options=options), log.getvalue()

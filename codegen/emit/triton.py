@@ -140,6 +140,10 @@ class Module:
         """Whether there are tensors that descriptors fit only as copies."""
         return any(k.role == "copy_rows" for k in self.kernels)
 
+    def by_pointer(self, role: str) -> bool:
+        """Whether the role's kernels on descriptors write what they give to the caller by a pointer."""
+        return _by_pointer(self.plan, role)
+
     @property
     def reciprocal(self) -> bool:
         """Whether any device function calls `reciprocal`."""
@@ -262,11 +266,18 @@ def _biases(plan: Plan, planes: int) -> list[Arg]:
 
 
 def _strips(plan: Plan, role: str) -> int:
-    """Strips of the accumulator's columns, finished one after the other: 1 for bare products, 2 where gate and up, each half as
-    wide as the accumulator, are finished together, else 4. With fewer, registers or shared memory do not hold a second program."""
-    if role == "output" and not plan.bias and not plan.epilogue.entries:
+    """Strips of the accumulator's columns, finished one after the other: 1 for bare products by descriptors alone, 2 where gate and
+    up, each half as wide as the accumulator, are finished together, else 4. With fewer, registers or shared memory do not hold a
+    second program."""
+    if role == "output" and not plan.bias and not plan.epilogue.entries and not _by_pointer(plan, role):
         return 1
     return 2 if role == "hidden" and plan.gated else 4
+
+
+def _by_pointer(plan: Plan, role: str) -> bool:
+    """Whether what a role gives to the caller, the result or the gradient of x, has rows of no whole 16 bytes: no descriptor fits
+    it, so that kernels on descriptors write it by a pointer."""
+    return (role == "output" and plan.linears[-1].width_out % 8 > 0) or (role == "input_grad" and plan.linears[0].width_in % 8 > 0)
 
 
 _GRAD_STRIPS = 8
@@ -281,7 +292,8 @@ def _forward_args(plan: Plan, path: str, hidden: bool, operands: Sequence[Operan
     args += _biases(plan, planes)
     for o in operands:
         args += _tensor(plan, path, o.ident, out, "mn") if o.kind == "tile" else [_pointer(plan, o.ident, "")]
-    args += _tensor(plan, path, "out", out, "mn")
+    by_pointer = path == "tma" and not hidden and _by_pointer(plan, "output")
+    args += [_pointer(plan, "out")] if by_pointer else _tensor(plan, path, "out", out, "mn")
     save = hidden or plan.epilogue.tile_needed
     if save:
         name = "preact" if hidden else "tile"
@@ -323,7 +335,9 @@ def _hidden_grad_args(plan: Plan, path: str) -> tuple[Arg, ...]:
 def _input_grad_args(plan: Plan, path: str) -> tuple[Arg, ...]:
     planes = plan.linears[0].planes
     grad = _tensor(plan, path, "preact_grad", ("1", "BLOCK_M", "BLOCK_K"), "pmk")
-    args = grad + _weights(plan, path, planes, reduce_rows=True) + _tensor(plan, path, "x_grad", ("BLOCK_M", "BLOCK_N"), "mn")
+    args = grad + _weights(plan, path, planes, reduce_rows=True)
+    by_pointer = path == "tma" and _by_pointer(plan, "input_grad")
+    args += [_pointer(plan, "x_grad")] if by_pointer else _tensor(plan, path, "x_grad", ("BLOCK_M", "BLOCK_N"), "mn")
     return (*args, _ROWS, *_constexprs("N", "K"), *_TILE)
 
 
@@ -357,9 +371,9 @@ def _finish_rows_args(plan: Plan, operands: Sequence[OperandView]) -> tuple[Arg,
 
 
 def _copy_rows_args(plan: Plan) -> tuple[Arg, ...]:
-    src, dst = _tensor(plan, "masked", "src", (), "mn"), _tensor(plan, "masked", "dst", (), "mn")[:2]
-    sizes = (Arg("BLOCK_M", "16", "constexpr"), Arg("BLOCK_N", "128", "constexpr"))
-    return (*src, *dst, _ROWS, *_constexprs("N"), *sizes)
+    sizes = (Arg("BLOCK_M", "16", "constexpr"), Arg("BLOCK_N", "256", "constexpr"))
+    src, distance = _tensor(plan, "masked", "src", (), "mn"), Arg("distance", "distance", "stride")
+    return (*src, distance, _pointer(plan, "dst"), _ROWS, *_constexprs("N", "WIDTH", "FOLLOWS"), *sizes)
 
 
 _SUM_ROWS_ARGS = (

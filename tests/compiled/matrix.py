@@ -66,14 +66,16 @@ SPECS = {
     "tf32x3": MLPSpec(dims=(1024, 4096, 1024), activation="gelu", bias=True, precision="tf32x3"),
     # depth and widths
     "deep": MLPSpec(dims=(256, 512, 256, 512, 128), activation="relu", bias=True, dtype="bfloat16"),
-    "odd": MLPSpec(dims=(767, 3071, 769), activation="silu", gated=True, bias=True, dtype="bfloat16"),
+    "odd": MLPSpec(
+        dims=(767, 3071, 769), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("gelu", "layer_scale")
+    ),
     "odd-tf32": MLPSpec(dims=(333, 1001, 335), activation="softplus", bias=True, precision="tf32", epilogue=("elu", "residual")),
     "tiny": MLPSpec(dims=(8, 24, 16), activation="silu", gated=True, bias=True, dtype="float16", epilogue=("hardswish",)),
     "tiny-ieee": MLPSpec(dims=(1, 3, 1), activation="sigmoid", bias=True, epilogue=("leaky_relu", "scale")),
 }  # fmt: skip
 
 ROWS = {
-    "swiglu-4096x14336": (4096, 64, 16, 1), "gated-everything": (4096, 1), "minilm-384x1536": (4096, 1), "odd": (4096, 64, 1),
+    "swiglu-4096x14336": (4096, 64, 16, 1), "gated-everything": (4096, 1), "minilm-384x1536": (4096, 1), "odd": (4096, 1024, 64, 1),
 }  # fmt: skip
 """How many rows a call has, where it is not 4096 alone."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +14,16 @@ import torch
 
 pytest.importorskip("triton")
 
+import triton
+
 from mlpdsl import MLPSpec, UnsupportedError, launch, source
 from mlpdsl import resources as module
 from mlpdsl.backends import BACKENDS, interpreting
-from mlpdsl.codegen.config import choose, usual
+from mlpdsl.codegen.config import choose, padded, usual
 from mlpdsl.codegen.emit.triton import Arg, emit
 from mlpdsl.codegen.lower import lower
-from mlpdsl.resources import resources
+from mlpdsl.codegen.plan import Config
+from mlpdsl.resources import compiled, resources
 from mlpdsl.target import TARGETS
 from tests.compiled.matrix import SPECS as MATRIX
 
@@ -71,9 +77,11 @@ def _launched(spec: MLPSpec, target: str, m: int, path: str, monkeypatch: pytest
         seen.add((declared.name, tuple(sorted(options.items())), found))
 
     def pick(role: str, chosen: str, m: int, n: int, k: int) -> launch.Launch:
-        planes = 2 if plan.gated and role == "hidden" else 1
-        config = choose(role, path, m, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
-        return launch.Launch.of(config if chosen == path else replace(config, strategy="padded"))
+        words: dict[str, Any] = {"dtype": plan.dtype, "planes": 2 if plan.gated and role == "hidden" else 1, "target": plan.target}
+        copied = None
+        if path != chosen:  # on descriptors only as copies
+            copied = padded(role, m, n, k, **words, epilogue=role == "output" and bool(plan.epilogue.entries))
+        return launch.Launch.of(copied or choose(role, path, m, n, k, **words))
 
     monkeypatch.setattr(launch, "run", record)
     if path == "masked":
@@ -234,3 +242,36 @@ def test_what_a_thread_cannot_hold_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 def test_asked_twice_it_says_the_same() -> None:
     first, second = (resources(SPECS["single"], "sm_80", 64, backward=False) for _ in range(2))
     assert first == second and first[0].registers
+
+
+def test_two_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's settings and the program's output are the whole process's, and are put back."""
+    from triton import knobs
+
+    first, second, left = threading.Event(), threading.Event(), threading.Event()
+    before, output = (knobs.compilation.always_compile, knobs.nvidia.dump_ptxas_log), sys.stdout
+
+    def slowly(*_: Any, **__: Any) -> Any:
+        if not first.is_set():
+            first.set()
+            second.wait(0.5)
+        else:
+            second.set()
+            left.wait(0.5)
+        raise RuntimeError("not compiled")
+
+    monkeypatch.setattr(triton, "compile", slowly)
+
+    def ask() -> None:
+        with contextlib.suppress(UnsupportedError):
+            compiled(SPECS["odd"], "sm_90", "output", 1, "masked", 64, Config(64, 64, 32))
+        left.set()
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    threads[0].start()
+    first.wait(60)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert (knobs.compilation.always_compile, knobs.nvidia.dump_ptxas_log) == before
+    assert sys.stdout is output

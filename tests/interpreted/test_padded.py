@@ -22,6 +22,8 @@ from torch import Tensor
 
 import mlpdsl
 from mlpdsl import MLPSpec, dispatch, launch
+from mlpdsl.codegen.config import library
+from mlpdsl.codegen.plan import Config
 from mlpdsl.dispatch import runner
 from mlpdsl.tape import Tape
 from mlpdsl.testing.calls import Call, check_call, make_call, same_bits
@@ -33,6 +35,8 @@ torch.set_num_threads(1)
 GATED = MLPSpec(dims=(50, 70, 33), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("layer_scale", "residual"))
 DEEP = MLPSpec(dims=(50, 70, 130, 33), activation="gelu", bias=True, dtype="float16", epilogue=("gelu",))
 PLAIN = MLPSpec(dims=(50, 70, 33), activation="relu", dtype="bfloat16")
+WIDE = MLPSpec(dims=(267, 70, 531), activation="silu", gated=True, dtype="bfloat16", epilogue=("residual",))
+"""Copies of several blocks of columns."""
 WHOLE = MLPSpec(dims=(48, 72, 40), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual",))
 """Rows of whole 16 bytes."""
 WIDTHS = (1, 3, 8, 13, 17, 31, 40, 50, 64, 65, 71)
@@ -90,7 +94,7 @@ def test_any_spec_any_layout_any_values(launched: list[str]) -> None:
 # Which kernels run, and what is copied
 
 
-@pytest.mark.parametrize("spec", [GATED, DEEP, PLAIN], ids=names)
+@pytest.mark.parametrize("spec", [GATED, DEEP, PLAIN, WIDE], ids=names)
 def test_every_product_is_on_descriptors(spec: MLPSpec, launched: list[str]) -> None:
     for rows in (1, 20):
         launched.clear()
@@ -110,30 +114,30 @@ def test_others_are_as_they_were(spec: MLPSpec, launched: list[str]) -> None:
 
 
 def test_a_forward_copies_what_does_not_fit(launched: list[str]) -> None:
-    """x, the weights, the result; hidden activations are written where they fit."""
+    """x and the weights; hidden activations are written where they fit, and the result by pointers."""
     call = make_call(PLAIN, (20,), 0, requires_grad=())
     call.run(compiled(PLAIN))
-    assert launched == ["copy_rows", "copy_rows", "hidden_tma", "copy_rows", "output_tma", "copy_rows"]
+    assert launched == ["copy_rows", "copy_rows", "hidden_tma", "copy_rows", "output_tma"]
     launched.clear()
     fits = replace(call, x=padded(call.x), params=[padded(w) for w in call.params])
     fits.run(compiled(PLAIN))
-    assert launched == ["hidden_tma", "output_tma", "copy_rows"]
+    assert launched == ["hidden_tma", "output_tma"]
 
 
 def test_a_backward_copies_what_does_not_fit(launched: list[str]) -> None:
-    """The result's gradient, for either product; weights, the preactivation, x; the gradient of x. What backward made fits."""
+    """The result's gradient, once for both its products; weights, the preactivation, x. What backward made fits."""
     y = (call := make_call(PLAIN, (20,), 0).needing()).run(compiled(PLAIN))
     launched.clear()
     torch.autograd.grad(y, list(call.named().values()), call.dy)
     assert [name for name in launched if name != "sum_rows"] == [
-        *["copy_rows"] * 3, "hidden_grad_tma", "copy_rows", "weight_grad_tma",
-        "copy_rows", "weight_grad_tma", "copy_rows", "input_grad_tma", "copy_rows",
+        *["copy_rows"] * 3, "hidden_grad_tma", "weight_grad_tma",
+        "copy_rows", "weight_grad_tma", "copy_rows", "input_grad_tma",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("dims", "copies"), [((48, 70, 40), 1), ((50, 72, 33), 3), ((48, 72, 33), 1)], ids=str)
+@pytest.mark.parametrize(("dims", "copies"), [((48, 70, 40), 1), ((50, 72, 33), 2), ((48, 72, 33), 0)], ids=str)
 def test_what_fits_beside_what_does_not(dims: tuple[int, ...], copies: int, launched: list[str]) -> None:
-    """Of these, what does not fit: the second weight; x, its weight and the result; the result alone."""
+    """Of these, what does not fit: the second weight; x and its weight; nothing but the result, which is not copied."""
     spec = PLAIN.replace(dims=dims)
     make_call(spec, (20,), 0, requires_grad=()).run(compiled(spec))
     assert launched.count("copy_rows") == copies
@@ -230,12 +234,35 @@ def test_batch_invariant_never_takes_it(spec: MLPSpec, launched: list[str]) -> N
     assert {"hidden_masked", "output_masked", "hidden_grad_masked", "input_grad_masked", "weight_grad_tma"} <= set(launched)
 
 
-def test_one_product_of_several(launched: list[str]) -> None:
-    """A kernel of masked loads reads what another wrote into rows of whole 16 bytes, and the other way round."""
-    from mlpdsl.codegen.plan import Config
+@pytest.mark.parametrize("spec", [PLAIN, PLAIN.replace(activation="silu", gated=True, bias=True)], ids=names)
+def test_one_product_of_several(spec: MLPSpec, launched: list[str]) -> None:
+    """A kernel of masked loads, or the library, reads what another wrote into rows of whole 16 bytes, and the other way round."""
+    products = [("hidden", 20, 70, 50), ("output", 20, 33, 70), ("hidden_grad", 20, 70, 33), ("input_grad", 20, 50, 70)]
+    for role, m, n, k in [*products, ("weight_grad", 33, 70, 20), ("weight_grad", 70, 50, 20)]:
+        for config in (Config(32, 64, 32, num_stages=1), library(role, m, n, dtype=spec.dtype, planes=1 + spec.gated)):
+            if config is None:
+                continue
+            launched.clear()
+            with dispatch.forcing_config(role, m, n, k, config):
+                check_call(make_call(spec, (20,), 0))
+            assert "copy_rows" in launched and (config.strategy == "library" or f"{role}_masked" in launched)
 
-    for role, n, k in (("hidden", 70, 50), ("output", 33, 70), ("hidden_grad", 70, 33), ("input_grad", 50, 70)):
-        launched.clear()
-        with dispatch.forcing_config(role, 20, n, k, Config(32, 64, 32, num_stages=1)):
-            check_call(make_call(PLAIN, (20,), 0))
-        assert f"{role}_masked" in launched and "copy_rows" in launched
+
+def test_a_copy_is_not_handed_to_what_may_not_depend_on_the_batch(launched: list[str]) -> None:
+    """Batch-invariant, the gradient of a weight may take copies from some number of rows on, and that of x is none the wiser."""
+    seen: list[tuple[int, ...]] = []
+    inner = launch.run
+
+    def run(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], *args: Any) -> None:
+        if kernel.__name__ == "input_grad_masked":
+            seen.append(args[0].stride())
+        inner(kernel, grid, options, *args)
+
+    for spec in (PLAIN, PLAIN.replace(dims=(50, 33), activation="identity")):
+        call = make_call(spec, (20,), 0)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(launch, "run", run)
+            call.gradients(mlpdsl.compile(spec, backend="triton", batch_invariant=True))
+        assert "weight_grad_tma" in launched
+        width = spec.dims[1]
+        assert seen.pop()[-2:] == (width, 1)

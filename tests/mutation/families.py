@@ -41,7 +41,7 @@ FAMILIES: dict[str, MLPSpec] = {
     "plain_skinny": MLPSpec(dims=(71, 70, 41), activation="gelu", bias=True, dtype="float16", epilogue=("residual",)),
     # On copies wherever rows are of no whole 16 bytes: which all are, or those of the first linear's result alone.
     "gated_padded": MLPSpec(dims=(50, 70, 41), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual",)),
-    "plain_padded": MLPSpec(dims=(71, 70, 41), activation="gelu", bias=True, dtype="float16", epilogue=("silu", "residual")),
+    "plain_padded": MLPSpec(dims=(267, 70, 41), activation="gelu", bias=True, dtype="float16", epilogue=("silu", "residual")),
     "mixed_padded": MLPSpec(dims=(48, 70, 40), activation="gelu", gated=True, dtype="bfloat16"),
 }
 """Each family by its name: what a mutant's `families` name."""
