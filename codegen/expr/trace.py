@@ -46,9 +46,8 @@ def neutral() -> Iterator[None]:
 
     One thread at a time. What others do meanwhile meets the default dtype float32, and random numbers that are drawn again.
     """
-    with _lock:
-        with _neutral():
-            yield
+    with _lock, _neutral():
+        yield
 
 
 @contextmanager
