@@ -52,11 +52,21 @@ def read_spec(text: str) -> MLPSpec:
     if text.lstrip().startswith("{"):
         return MLPSpec.from_json(text)
     module, colon, attribute = text.partition(":")
+    named = _module_of(module)
+    if named != module and (module.endswith(".py") or not os.path.isfile(text)):
+        raise SpecError(describe("SPEC", text, _FORMS, f"Write {named}:{attribute or 'the name of the spec'}."))
     if os.path.isfile(text) or (text.endswith(".json") and not colon):
         return _from_file(Path(text))
     if not colon or not module or not attribute:
         raise SpecError(describe("SPEC", text, _FORMS, "There is no file of that name, and no colon after a module's name."))
     return _from_module(text, module, attribute)
+
+
+def _module_of(text: str) -> str:
+    """The name that Python imports a module by, where the text is its path: ./a/my_model.py or ./my_model; else the text."""
+    bare = text.removesuffix(".py").removeprefix("./")
+    looks_so = (text.endswith(".py") or text.startswith("./")) and all(part.isidentifier() for part in bare.split("/"))
+    return bare.replace("/", ".") if looks_so else text
 
 
 def _from_file(path: Path) -> MLPSpec:
@@ -340,7 +350,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _mistake(f"the output could not be written: {error.strerror or error}")
+        place = f": {error.filename!r}" if error.filename else ""
+        return _mistake(f"the output could not be written: {error.strerror or error}{place}")
 
 
 _NEEDED = {name: name for name in ("jinja2", "torch", "triton")} | {"hypothesis": "'mlpdsl[test]'", "rich": "'mlpdsl[cli]'"}

@@ -236,7 +236,7 @@ def _check_spec(spec: MLPSpec, rows: Sequence[int], installed: Installed) -> Che
             asked, reasons = _reasons(spec, place, installed)
             for m in rows:
                 made.append(_row(spec, m, place, asked, reasons))
-            if reasons and asked == "triton":
+            if reasons and asked in ("triton", "pallas"):
                 status, step = "problem", "A call raises; unset MLPDSL_BACKEND to fall back to PyTorch's operations."
             elif reasons and _text_only(spec):
                 status, step = "problem", "A call raises: the spec holds text for Triton alone, which PyTorch cannot run."
@@ -265,6 +265,8 @@ def _reasons(spec: MLPSpec, place: _Place, installed: Installed) -> tuple[str | 
     asked = requested_backend(None)
     if asked == "eager":
         return asked, [f"{VARIABLE}=eager"]
+    if asked == "pallas":
+        return asked, [f"{VARIABLE}=pallas, whose kernels are called from JAX alone: unset it for torch tensors"]
     reasons = [f"{name} cannot be imported: {why}" for name, why in installed.errors.items() if name in ("torch", "triton")]
     reasons += [] if reasons else BACKENDS["triton"].runs_on(place.device)
     if not reasons and place.target is not None:
@@ -277,7 +279,7 @@ def _row(spec: MLPSpec, m: int, place: _Place, asked: str | None, reasons: list[
 
     row: dict[str, Any] = {"m": m, "device": place.device, "target": place.target.name if place.target else None}
     if reasons or place.target is None:
-        backend = None if asked == "triton" else "eager"
+        backend = None if asked in ("triton", "pallas") else "eager"
         return {**row, "backend": backend, "strategy": backend, "reasons": list(reasons), "rejected": {}}
     found = explain(spec, m, place.target)
     rejected = {name: list(why) for name, why in found.rejected.items()}

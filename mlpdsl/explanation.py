@@ -172,7 +172,7 @@ def _reasons(
         if limits:
             return tuple(limits)
     measured = any(found is not None for found in points.values())
-    return ("slower where the table was measured" if measured else "no table has it faster here",)
+    return ("slower where the table was measured" if measured else "the rule takes it for no product of forward here",)
 
 
 def _has_skinny(plan: Plan, m: int) -> bool:

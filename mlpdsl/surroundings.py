@@ -6,8 +6,9 @@ import os
 import shutil
 import sysconfig
 from difflib import get_close_matches
+from pathlib import Path
 
-from mlpdsl import on_jit
+from mlpdsl import on_jit, tables
 from mlpdsl.backends import VARIABLE, backend_named, interpreting
 from mlpdsl.errors import MLPError, shorten
 from mlpdsl.requirements import Check
@@ -87,6 +88,10 @@ def check_environment(gpu: bool) -> Check:
     except MLPError as error:
         problems.append(str(error))
         steps.append(f"Set {on_jit.VARIABLE} to one of these, or unset it.")
+    wrong = _wrong_table(os.environ.get(TABLES_VARIABLE, "").strip())
+    if wrong:
+        problems.append(wrong)
+        steps.append(f"Name a table, or a folder of tables, in {TABLES_VARIABLE}, or unset it.")
     for name in details:
         if name.startswith("MLPDSL_") and name not in OURS:
             notes.append(f"mlpdsl reads no {name}")
@@ -105,6 +110,19 @@ def check_environment(gpu: bool) -> Check:
     status = "problem" if problems else "note" if notes else "ok"
     known = ", ".join(f"{name}={shorten(value)[1:-1]}" for name, value in details.items()) or "nothing set that matters"
     return Check("environment", status, "; ".join([known, *problems, *notes]), " ".join(steps), details)
+
+
+def _wrong_table(setting: str) -> str:
+    """Why calls would not use the tables that a setting names; "" where they would, or need not."""
+    path = Path(setting).expanduser()
+    if setting.lower() in ("", "off") or path.is_dir():
+        return ""
+    try:
+        tables.read(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return f"{TABLES_VARIABLE}={shorten(setting)} is no table, and configs follow the rule: {why}"
+    return ""
 
 
 def triton_cache() -> str:

@@ -93,6 +93,14 @@ def _spellings(target: Target) -> list[str]:
 _BY_SPELLING = {spelling: target for target in TARGETS.values() for spelling in _spellings(target)}
 
 
+_PRODUCTS = {
+    "a100": "sm_80", "a10": "sm_86", "rtx3090": "sm_86", "l4": "sm_89", "l40": "sm_89", "l40s": "sm_89", "rtx4090": "sm_89",
+    "h100": "sm_90", "h200": "sm_90", "gh200": "sm_90", "h20": "sm_90", "b200": "sm_100", "gb200": "sm_100", "b300": "sm_103",
+    "rtx5090": "sm_120", "mi300": "gfx942", "mi300x": "gfx942", "mi325x": "gfx942",
+}  # fmt: skip
+"""Names that GPUs are sold under."""
+
+
 def parse_target(text: str | Target, where: str = "target") -> Target:
     """The target called `text`: "sm_90", "sm90", "sm_90a" and "90" are one; "gfx942:sramecc+:xnack-" is gfx942.
 
@@ -108,7 +116,11 @@ def parse_target(text: str | Target, where: str = "target") -> Target:
             word = word.partition(":")[0]  # ROCm appends the features of the device
         if word in _BY_SPELLING:
             return _BY_SPELLING[word]
-    step = (did_you_mean(word, TARGETS) if word else "") or "Choose one of these names."
+    if word in _PRODUCTS:
+        step = f"Did you mean {_PRODUCTS[word]!r}? That is what an {word.upper()} is."
+    else:  # names of products are like each other's targets: H100 is no sm_100
+        like = word is not None and word.startswith(("sm", "gfx", "tpu", *"0123456789"))
+        step = (did_you_mean(word, TARGETS) if word and like else "") or "Choose one of these names."
     raise UnsupportedError(describe(where, text, listed(TARGETS), step))
 
 

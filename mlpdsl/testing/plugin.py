@@ -115,6 +115,8 @@ class SpecModule(pytest.Collector):
             return importlib.import_module(self.name)
         except Exception as error:
             message = f"--mlpdsl-specs={self.name}: importing the module raised {type(error).__name__}: {error}"
+            if ":" in self.name or "/" in self.name or self.name.endswith((".py", ".json")):
+                message += ". It takes a module's name, as Python imports it, and checks every spec at its top level"
             raise pytest.UsageError(message) from error
 
 

@@ -73,6 +73,17 @@ def message(found: Done) -> str:
     return err
 
 
+def test_a_module_by_its_path_is_told_its_name(run: Run, here: Path) -> None:
+    (here / "my_model.py").write_text("spec = 1\n")
+    for text, name in (
+        ("./my_model:spec", "my_model:spec"), ("my_model.py:spec", "my_model:spec"), ("./a/my_model.py:spec", "a.my_model:spec"),
+        ("my_model.py", "my_model:the name of the spec"),
+    ):  # fmt: skip
+        assert f"Write {name}." in message(run("show", text))
+    (here / "spec").write_text('{"dims": [8, 8], "activation": "identity"}')  # a file by any name is a file
+    assert run("explain", "./spec", "--m", "4")[0] == 0
+
+
 # Answers
 
 

@@ -98,7 +98,7 @@ def test_reasons_against_padded() -> None:
     found = mlpdsl.explain(RAGGED, 4096, "sm_90")
     assert found.strategy == "padded" and {c.strategy for c in found.config.values()} == {"padded"}
     assert "\n  hidden[0]          padded, tile " in str(found)
-    assert why(RAGGED, 65)["padded"] == ("no table has it faster here",)
+    assert why(RAGGED, 65)["padded"] == ("the rule takes it for no product of forward here",)
     assert why(GATED, 4096)["padded"] == ("every row of every tensor is of whole 16 bytes",)
     assert why(PLAIN, 4096)["padded"] == ("float32 takes masked loads",)
     assert why(RAGGED, 4096, "sm_80")["padded"] == ("sm_80 has no tensor memory accelerator",)
@@ -109,7 +109,7 @@ def test_reasons_against_padded() -> None:
 
 
 def test_reasons_that_a_table_gives(table: Write) -> None:
-    none, slower = ("no table has it faster here",), ("slower where the table was measured",)
+    none, slower = ("the rule takes it for no product of forward here",), ("slower where the table was measured",)
     built = ("two_stage", "library", "skinny")
     assert {found for name, found in why(GATED, 16).items() if name in built} == {none}
     assert why(GATED, 16, batch_invariant=True)["library"] == ("its sums depend on the number of rows",)

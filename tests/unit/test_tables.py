@@ -239,7 +239,7 @@ def test_explain_says_where_a_config_comes_from(user: Any, monkeypatch: pytest.M
     monkeypatch.setenv(tables.VARIABLE, "off")
     before = mlpdsl.explain(GATED, 16, "sm_90")
     assert before.source == "heuristic" and before.strategy == "skinny"
-    assert before.rejected["library"] == ("no table has it faster here",)
+    assert before.rejected["library"] == ("the rule takes it for no product of forward here",)
     user(row(GATED, "hidden", {1: LIBRARY, 64: LIBRARY}), row(GATED, "weight_grad", {16: TILE}, 1, gpu="NVIDIA GH200"))
     found = mlpdsl.explain(GATED, 16, "sm_90")
     assert found.config["hidden[0]"] == LIBRARY and found.config["output[1]"] == before.config["output[1]"]

@@ -133,6 +133,17 @@ class TestParse:
         assert all(name in str(caught.value) for name in TARGETS)
         assert len(str(caught.value)) < 500
 
+    @pytest.mark.parametrize(
+        ("text", "target"), [("H100", "sm_90"), ("a100", "sm_80"), ("H200", "sm_90"), ("B200", "sm_100"), ("MI300X", "gfx942")]
+    )
+    def test_a_product_is_told_its_architecture(self, text: str, target: str) -> None:
+        """Their names are like other architectures': an H100 is no sm_100."""
+        with pytest.raises(UnsupportedError, match=f"Did you mean '{target}'"):
+            parse_target(text)
+        with pytest.raises(UnsupportedError) as caught:
+            parse_target("V100")
+        assert "Did you mean" not in str(caught.value)
+
     @settings(deadline=None)
     @given(st.text("smgfx_0123456789a:+ \n\0", max_size=9))
     def test_any_text(self, text: str) -> None:

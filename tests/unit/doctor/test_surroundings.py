@@ -13,7 +13,7 @@ pytest.importorskip("click")
 pytest.importorskip("jinja2")
 
 import mlpdsl
-from mlpdsl import explanation, source, surroundings
+from mlpdsl import explanation, source, surroundings, tables
 from mlpdsl.machine import Device, Driver
 from tests.unit.doctor.tools import H200, MI300, NAMES, ROOT, SPEC, T4, Look, check, problem, programs
 
@@ -86,6 +86,26 @@ def test_a_mistake_in_what_calls_may_compile(look: Look, monkeypatch: pytest.Mon
     problem(look(H200), "environment", "MLPDSL_ON_JIT: got 'eror'", "Set MLPDSL_ON_JIT to one of these")
     monkeypatch.setenv("MLPDSL_ON_JIT", "error")
     assert check(look(H200), "environment").status == "ok"
+
+
+def test_tables(look: Look, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLPDSL_TABLES", str(tmp_path / "nothere.json"))
+    problem(look(H200), "environment", "nothere.json' is no table, and configs follow the rule: No such file", "Name a table")
+    (tmp_path / "broken.json").write_text("{}")
+    monkeypatch.setenv("MLPDSL_TABLES", str(tmp_path / "broken.json"))
+    problem(look(H200), "environment", "broken.json' is no table", "Name a table")
+    (tmp_path / "whole.json").write_text(tables.write("sm_90", []))
+    for fine in ("off", str(tmp_path), str(tmp_path / "whole.json")):
+        monkeypatch.setenv("MLPDSL_TABLES", fine)
+        assert check(look(H200), "environment").status == "ok"
+
+
+def test_a_backend_that_takes_no_tensors_of_torch(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a call would raise for is no all-clear."""
+    monkeypatch.setenv("MLPDSL_BACKEND", "pallas")
+    found = look(H200, specs=(SPEC,))
+    assert {row["backend"] for row in found.specs[0].details["rows"]} == {None}
+    assert found.specs[0].status == "problem" and "JAX" in str(found)
 
 
 def test_interpreting(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
