@@ -25,6 +25,10 @@ _ONCE = (
     "mlpdsl: an MLP's kernels are differentiable once, and a second derivative was asked for. "
     "Use backend='eager' (or mlpdsl.reference) where a gradient penalty or a Hessian is needed."
 )
+_LEGACY_BATCHED = (
+    "mlpdsl: a batched backward of torch's older kind (is_grads_batched=True, or torch.autograd.functional with vectorize=True), "
+    "which knows no operators but torch's. Use torch.func.jacrev, or torch.func.vmap over torch.func.vjp."
+)
 _TRANSFORM_IN_COMPILE = (
     "mlpdsl: a torch.func transform inside torch.compile loses the gradient of an autograd.Function (it would be zeros). "
     "Apply torch.compile to the MLP and the transform outside it, or call loss.backward() in the compiled function."
@@ -50,6 +54,8 @@ def _gradients(
         kind = None
     given: Sequence[Tensor | None] | None = None if kind is None else kind.backward(tuple(needs), (*varying, *parameters))
     if given is None:
+        if not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad):
+            raise UnsupportedError(_LEGACY_BATCHED)
         given = ops.backward(grad, x, parameters, operands, saved, needs, spec, batch_invariant)
         if kind is not None:
             kind.learn(tuple(needs), spec, batch_invariant, varying, parameters, len(operands))
@@ -90,6 +96,23 @@ def _once(grads: list[Tensor | None], depends_on: Sequence[Tensor]) -> list[Tens
     return [None if g is None else next(tied) for g in grads]
 
 
+def _read(operands: Sequence[Tensor], same_as: Sequence[str]) -> list[Tensor]:
+    """The operands that backward reads: of one that is only added, whose gradient is the output's, nothing is."""
+    return [o for o, same in zip(operands, same_as, strict=True) if same != "grad"]
+
+
+def _restored(
+    tensors: Sequence[Tensor], count: int, same_as: Sequence[str], grad: Tensor
+) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
+    """x, the `count` inputs and what forward saved, from the tensors that were kept; grad, which has their shape, for operands that
+    were not."""
+    x, *rest = tensors
+    parameters = count - len(same_as)
+    kept = iter(rest[parameters:])
+    operands = [grad if same == "grad" else next(kept) for same in same_as]
+    return x, [*rest[:parameters], *operands], list(kept)
+
+
 class _MLPFunction(torch.autograd.Function):
     """y = MLP(x, *parameters, *operands), keeping the preactivations for backward. `known`: the kind of call that it is, and where
     the tensors lie, if it is one that is remembered."""
@@ -106,14 +129,17 @@ class _MLPFunction(torch.autograd.Function):
         if results is None:
             results = ops.forward(x, parameters, operands, spec, True, batch_invariant)
         result: Tensor = results[0]
-        ctx.save_for_backward(x, *inputs, *results[1:])
+        ctx.save_for_backward(x, *parameters, *_read(operands, same_as), *results[1:])
         ctx.call, ctx.inputs, ctx.kind = call, len(inputs), kind
+        if not torch.compiler.is_compiling():
+            ctx.set_materialize_grads(False)
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *rest = ctx.saved_tensors
-        inputs, saved = rest[: ctx.inputs], rest[ctx.inputs :]
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:  # nothing that was asked for depends on y
+            return (None,) * len(ctx.needs_input_grad)
+        x, inputs, saved = _restored(ctx.saved_tensors, ctx.inputs, ctx.call[1], grad)
         needs = ctx.needs_input_grad[2:]
         if forward_ad._current_level >= 0 and forward_ad.unpack_dual(grad).tangent is not None:
             raise RuntimeError(_ONCE)
@@ -153,13 +179,16 @@ class _TransformedFunction(torch.autograd.Function):
         tensors = inputs[4:]
         _, *saved = output
         ctx.mark_non_differentiable(*saved)
-        ctx.save_for_backward(x, *tensors, *saved)
+        ctx.set_materialize_grads(False)
         ctx.call, ctx.inputs = tuple(call), len(tensors)
+        count = len(tensors) - len(ctx.call[1])
+        ctx.save_for_backward(x, *tensors[:count], *_read(tensors[count:], ctx.call[1]), *saved)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        x, *rest = ctx.saved_tensors
-        inputs, saved = rest[: ctx.inputs], rest[ctx.inputs :]
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
+        x, inputs, saved = _restored(ctx.saved_tensors, ctx.inputs, ctx.call[1], grad)
         with torch.no_grad():
             grads = _gradients(ctx.call, ctx.needs_input_grad[3:], grad, x, inputs, saved)
         return None, None, None, *_once(grads, [grad, x, *inputs])

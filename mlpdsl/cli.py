@@ -207,7 +207,7 @@ def show(
     if kernel is not None:
         names = {r.name: None for r in found}
         if kernel not in names:
-            step = "A call launches these; see also --path and --backward."
+            step = "These are the spec's kernels; a call runs those that `mlpdsl explain` names. See also --path and --backward."
             raise SpecError(describe("--kernel", kernel, listed(names), step))
         found = [r for r in found if r.name == kernel]
     if stage == "ptx":

@@ -53,10 +53,10 @@ class MLP(nn.Module):
                 raise UnsupportedError(
                     f"{name} is now a {type(linear).__name__}; mlpdsl.MLP reads weights, and would skip its forward"
                 )
-            if linear._forward_hooks or linear._forward_pre_hooks:
-                raise UnsupportedError(
-                    f"{name} has forward hooks; mlpdsl.MLP reads weights, and would skip them. Hook the MLP itself."
-                )
+            if "forward" in linear.__dict__:
+                raise UnsupportedError(f"{name} has a forward of its own; mlpdsl.MLP reads weights, and would skip it")
+            if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks:
+                raise UnsupportedError(f"{name} has hooks; mlpdsl.MLP reads weights, and would skip them. Hook the MLP itself.")
             if (linear.bias is not None) != self.spec.bias:
                 has = "a bias" if linear.bias is not None else "no bias"
                 raise UnsupportedError(f"{name} has {has}, and the spec says bias={self.spec.bias}; declare a spec that fits")

@@ -205,6 +205,7 @@ def _backward(
         # A sum over no rows is zero.
         return [g.zero_() for g in _backward_fake(grad, x, parameters, operands, saved, needs, spec)]
     _check_memory((grad, x, *parameters, *operands, *saved))
+    saved = [t.contiguous() for t in saved]  # as it was saved, unless a hook hands over something else that is equal
     run = runner(spec, x.device)
 
     def launch() -> list[Any]:
@@ -223,11 +224,18 @@ def _backward(
         word = ("backward", tuple(needs), batch_invariant)
         grads = run.tapes.call(word, [grad, x, *operands, *saved], parameters, launch)
     asked = wanted(spec, needs, parameters)
-    return [
-        g if g.shape == i.shape else g.view(i.shape)
-        for g, i, want in zip(grads, [x, *parameters, *operands], asked, strict=True)
-        if want and g is not None
-    ]
+    inputs = [x, *parameters, *operands]
+    return in_shape([(g, i.shape) for g, i, want in zip(grads, inputs, asked, strict=True) if want and g is not None])
+
+
+def in_shape(given: Sequence[tuple[Tensor, torch.Size]]) -> list[Tensor]:
+    """Gradients in the shapes of their inputs. One that several inputs have is one tensor here too: autograd copies what is
+    there twice, and of two views of one memory it would not see it."""
+    views: dict[tuple[int, torch.Size], Tensor] = {}
+    for g, shape in given:
+        if g.shape != shape and (id(g), shape) not in views:
+            views[id(g), shape] = g.view(shape)
+    return [g if g.shape == shape else views[id(g), shape] for g, shape in given]
 
 
 def _backward_fake(
@@ -311,8 +319,13 @@ def _each(arguments: Sequence[Any], in_dims: Sequence[Any], size: int, call: Any
     def at(i: int, argument: Any, dims: Any) -> Any:
         if isinstance(argument, (list, tuple)) and isinstance(dims, (list, tuple)):
             return [at(i, a, d) for a, d in zip(argument, dims, strict=True)]
-        return argument if dims is None or not isinstance(argument, Tensor) else argument.select(dims, i)
+        if dims is None or not isinstance(argument, Tensor):
+            return argument
+        return argument.select(dims, i) if size else argument.new_zeros(argument.movedim(dims, 0).shape[1:])
 
+    if size == 0:  # no examples: what one of zeros has the shapes of
+        shapes = call(*(at(0, a, d) for a, d in zip(arguments, in_dims, strict=True)))
+        return [t.new_empty((0, *t.shape)) for t in shapes], [0] * len(shapes)
     results = [call(*(at(i, a, d) for a, d in zip(arguments, in_dims, strict=True))) for i in range(size)]
     return [torch.stack(parts) for parts in zip(*results, strict=True)], [0] * len(results[0])
 

@@ -168,8 +168,7 @@ class _Backward(_Kind):
         self.returned = returned
 
     def shaped(self, results: list[Any]) -> list[Tensor | None]:
-        given = [(results[i], shape) for i, shape in self.returned]
-        return [g if g.shape == shape else g.view(shape) for g, shape in given]
+        return list(ops.in_shape([(results[i], shape) for i, shape in self.returned]))
 
 
 def _remembers(tensors: Sequence[Tensor]) -> bool:
