@@ -12,9 +12,9 @@ python benchmarks/table.py --pallas benchmarks/results/pallas-h200.json
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,14 +151,25 @@ def _range(factors: list[float | None]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+KINDS = {
+    "floors": floors, "products": products, "first": first, "decode": decode, "suite": suite, "host": host, "pallas": pallas,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group()
+    for name in KINDS:
+        which.add_argument(f"--{name}", action="store_const", const=KINDS[name], dest="kind")
+    parser.add_argument("file", type=Path, help="a file of benchmarks/results")
+    options = parser.parse_args()
+    try:
+        print((options.kind or table)(options.file))
+    except OSError as error:
+        parser.error(f"{options.file}: {error.strerror}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        parser.error(f"{options.file} is no file of that kind ({type(error).__name__}: {error})")
+
+
 if __name__ == "__main__":
-    KINDS = {
-        "--floors": floors,
-        "--products": products,
-        "--first": first,
-        "--decode": decode,
-        "--suite": suite,
-        "--host": host,
-        "--pallas": pallas,
-    }
-    print(KINDS[sys.argv[1]](Path(sys.argv[2])) if sys.argv[1] in KINDS else table(Path(sys.argv[1])))
+    main()

@@ -172,7 +172,7 @@ def _print_coloured(data: dict[str, Any]) -> None:
             shown.add_row(*line, style=colours.get(line[-1], ""))
         console.print(shown)
 
-    console.print(tables.heading(data), f"\n{tables.ABOUT}", markup=False)
+    console.print(tables.heading(data), f"\n{tables.about(data)}", markup=False)
     show(tables.cells(data))
     host = tables.host_cells(data)
     if len(host) > 1:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlpdsl.bench.summary import verdict
+from mlpdsl.bench.summary import TORCH, verdict
 
 __all__ = ["TITLES", "cells", "host_cells", "lines", "markdown", "notes", "text"]
 
@@ -126,16 +126,20 @@ def heading(data: dict[str, Any]) -> str:
     return f"{data['gpu']['name']}; {versions}; {str(data['date'])[:10]}"
 
 
-ABOUT = (
-    "Medians in µs a call. Ratio: the fastest of eager, compile and max-autotune in the same launch mode, over mlpdsl, "
-    "with its 95% interval."
-)
+def about(data: dict[str, Any]) -> str:
+    """What the columns are; of torch's ways only those that were timed are named."""
+    timed = {name for row in data["rows"] for part in row["measured"] for name in part["times"]}
+    ways = [name for name in TORCH if name in timed] or ["eager"]
+    best = ways[0] if len(ways) == 1 else f"the fastest of {', '.join(ways[:-1])} and {ways[-1]}"
+    return f"Medians in µs a call. Ratio: {best} in the same launch mode, over mlpdsl, with its 95% interval."
+
+
 HOST = "Host time of a call, µs, and in brackets in calls of F.linear:"
 
 
 def text(data: dict[str, Any]) -> str:
     """All of it in plain columns."""
-    parts = [heading(data), ABOUT, columns(cells(data))]
+    parts = [heading(data), about(data), columns(cells(data))]
     host = host_cells(data)
     if len(host) > 1:
         parts += [HOST, columns(host)]
@@ -159,7 +163,7 @@ def is_numbers(column: Iterable[str]) -> bool:
 
 def markdown(data: dict[str, Any]) -> str:
     """All of it in Markdown, for a page that is generated from files."""
-    parts = [f"{heading(data)}. {ABOUT}", _markdown(cells(data))]
+    parts = [f"{heading(data)}. {about(data)}", _markdown(cells(data))]
     host = host_cells(data)
     if len(host) > 1:
         parts += [HOST, _markdown(host)]
