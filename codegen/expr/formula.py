@@ -122,4 +122,15 @@ def _parse(node: ast.expr, known: dict[str, Expr]) -> Expr:
         and ARITY.get(node.func.id) == len(node.args)
     ):
         return call(node.func.id, *(_parse(a, known) for a in node.args))
-    raise ValueError(f"{ast.unparse(node)[:80]!r} is outside the grammar of formulas")
+    raise ValueError(f"{ast.unparse(node)[:80]!r} is outside the grammar of formulas{_instead(node)}")
+
+
+def _instead(node: ast.expr) -> str:
+    """How the grammar says what Python has a sign for."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        return ", which has x * x, and pow(x, y)"
+    if isinstance(node, ast.Compare):
+        return ", which has lt, le, gt, ge, eq and ne"
+    if isinstance(node, ast.IfExp):
+        return ", which has where(condition, x, y)"
+    return ""
