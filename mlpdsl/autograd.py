@@ -194,6 +194,15 @@ class _TransformedFunction(torch.autograd.Function):
         return None, None, None, *_once(grads, [grad, x, *inputs])
 
 
+def _apart(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, and views of those that were there before: torch.compile takes no function that is given one tensor twice, as in
+    mlp(x, residual=x)."""
+    found: list[Tensor] = []
+    for t in tensors:
+        found.append(t.view_as(t) if any(t is other for other in found) else t)
+    return found
+
+
 def run(
     spec: str,
     same_as: tuple[str, ...],
@@ -212,6 +221,9 @@ def run(
     )
     # In forward mode too the function, which has no jvp and says so: the bare operator would drop the tangents.
     if recorded or forward_ad._current_level >= 0:
+        if torch.compiler.is_compiling():
+            x, *inputs = _apart([x, *parameters, *operands])
+            parameters, operands = inputs[: len(parameters)], inputs[len(parameters) :]
         result: Tensor = _MLPFunction.apply((spec, same_as, batch_invariant), None, x, *parameters, *operands)  # type: ignore[no-untyped-call]
         return result
     y: Tensor = ops.forward(x, parameters, operands, spec, False, batch_invariant)[0]

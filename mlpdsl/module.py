@@ -53,7 +53,7 @@ class MLP(nn.Module):
                 raise UnsupportedError(
                     f"{name} is now a {type(linear).__name__}; mlpdsl.MLP reads weights, and would skip its forward"
                 )
-            if "forward" in linear.__dict__:
+            if not torch.compiler.is_compiling() and "forward" in linear.__dict__:
                 raise UnsupportedError(f"{name} has a forward of its own; mlpdsl.MLP reads weights, and would skip it")
             if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks:
                 raise UnsupportedError(f"{name} has hooks; mlpdsl.MLP reads weights, and would skip them. Hook the MLP itself.")

@@ -145,3 +145,17 @@ def test_vmap_over_no_examples() -> None:
     mlp, call = compiled(FINISHED), make_call(FINISHED, (3,), 0)
     params = [p.detach() for p in call.params]
     assert torch.func.vmap(lambda x: mlp(x, *params))(torch.zeros(0, 3, 8)).shape == (0, 3, 8)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_one_tensor_given_twice_to_a_compiled_call(backend: str) -> None:
+    """As in mlp(x, residual=x), or with tied weights."""
+    tied = MLPSpec(dims=(8, 8, 8), activation="silu", gated=True)
+    for spec in (ADDED, tied):
+        mlp, call = compiled(spec), make_call(spec, (5,), 0).needing()
+        params = [call.params[0], call.params[0], call.params[2]] if spec == tied else call.params
+        operands = {name: call.x if name == "residual" else t for name, t in call.operands.items()}
+        leaves = [call.x, *dict.fromkeys(params)]
+        whole = torch.compile(mlp, fullgraph=True, backend=backend)
+        found, wanted = (torch.autograd.grad(f(call.x, *params, **operands), leaves, call.dy) for f in (whole, mlp))
+        assert all(same_bits(a, b) for a, b in zip(found, wanted, strict=True))

@@ -41,7 +41,7 @@ FILES = {
     ),
     "ragged-gated-bias-epilogue-bf16-sm_90": (
         "sm_90",
-        MLPSpec(dims=(333, 1111, 576), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("gelu", "residual")),
+        MLPSpec(dims=(333, 1111, 577), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("gelu", "residual")),
     ),
     "gelu-bias-fp16-sm_90": ("sm_90", MLPSpec(dims=(768, 3072, 768), activation="gelu", bias=True, dtype="float16")),
     "odd-fp32-sm_90": ("sm_90", MLPSpec(dims=(33, 65, 17), activation="gelu_tanh", gated=True, precision="tf32")),
