@@ -115,6 +115,10 @@ class Plan:
             reasons.append("float32 takes masked loads")
         return reasons
 
+    def finishes(self, role: str) -> bool:
+        """Whether anything follows the role's product in an epilogue."""
+        return role == "output" and bool(self.epilogue.entries)
+
     @property
     def uses_tma(self) -> bool:
         """Whether kernels on tensor descriptors are printed beside the masked ones."""

@@ -167,7 +167,7 @@ def _config(plan: Plan, role: str, path: str, linear: Linear, m: int, copies: bo
     planes = 2 if plan.gated and role in ("hidden", "hidden_grad", "input_grad") else 1
     words: dict[str, Any] = {"dtype": plan.dtype, "planes": planes, "target": plan.target}
     chosen = choose(role, path, rows, n, k, **words)
-    epilogue = role == "output" and bool(plan.epilogue.entries)
+    epilogue = plan.finishes(role)
     if path == "tma" and chosen.strategy != "skinny":
         return padded(role, rows, n, k, **words, epilogue=epilogue) or chosen
     by_rule = usual(role, path, rows, n, k, precision=plan.precision, epilogue=epilogue, **words)

@@ -60,7 +60,7 @@ class Product:
         """The row of a launch with these M, N, K, and where in it: the number of rows of x."""
         rows, n, k = (k, m, n) if role == "weight_grad" else (m, n, k)
         planes = 2 if plan.gated and role in ("hidden", "hidden_grad", "input_grad") else 1
-        follows = role == "output" and bool(plan.epilogue.entries)
+        follows = plan.finishes(role)
         return cls(role, best_path(plan, n, k), plan.dtype, plan.precision, planes, follows, n, k), rows
 
 

@@ -80,7 +80,7 @@ def _launched(spec: MLPSpec, target: str, m: int, path: str, monkeypatch: pytest
         words: dict[str, Any] = {"dtype": plan.dtype, "planes": 2 if plan.gated and role == "hidden" else 1, "target": plan.target}
         copied = None
         if path != chosen:  # on descriptors only as copies
-            copied = padded(role, m, n, k, **words, epilogue=role == "output" and bool(plan.epilogue.entries))
+            copied = padded(role, m, n, k, **words, epilogue=plan.finishes(role))
         return launch.Launch.of(copied or choose(role, path, m, n, k, **words))
 
     monkeypatch.setattr(launch, "run", record)
