@@ -110,8 +110,8 @@ _forced: str | None = None
 
 @contextmanager
 def forcing(strategy: str) -> Iterator[None]:
-    """Meanwhile every stage that can run by this strategy does; by "generated", none is the library's, and the rule alone decides
-    among the others. For tests and measurements, in one thread."""
+    """Meanwhile every stage that can run by this strategy does; by "generated", each linear by a kernel of its own, none by the
+    library, and the rule alone decides among the others. For tests and measurements, in one thread."""
     global _forced
     before, _forced = _forced, strategy
     forget()
@@ -156,14 +156,16 @@ def forget() -> None:
 
 def library_stages(spec_json: str, device: torch.device, rows: int, batch_invariant: bool = False) -> frozenset[str]:
     """The stages, named as in `explain(spec, m).config`, that the library multiplies for so many rows."""
+    from mlpdsl.codegen import narrow
     from mlpdsl.codegen.plan import products
 
     run = runner(spec_json, device)
     pick = run.picker(batch_invariant)
+    one = narrow.printed(run.plan) and pick("network", "masked", rows, 0, 0).strategy == "whole_network"
     return frozenset(
         f"{role}[{stage}]"
         for role, stage, m, n, k in products(run.plan, rows)
-        if pick(role, "masked", m, n, k).strategy == "library"
+        if not (one and role in ("hidden", "output")) and pick(role, "masked", m, n, k).strategy == "library"
     )
 
 
@@ -190,8 +192,11 @@ def _picker(plan: Plan, batch_invariant: bool) -> Pick:
 def _decided(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_invariant: bool) -> Config:
     """What is forced, else a table's config or the rule's; interpreted, tiles for the interpreter."""
     from mlpdsl.codegen import config
+    from mlpdsl.codegen.plan import Config
 
     ours = batch_invariant and role != "weight_grad"
+    if role == "network":  # of which nothing more is asked where it is not one launch
+        return _network(plan, m, ours) or Config(16, 16, 16)
     pinned = None if ours else _pinned.get((role, m, n, k))
     if pinned is not None:
         pinned[1].append(path)
@@ -219,6 +224,17 @@ def _decided(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_inv
 
     _tell_of_tuning(plan.target.name)
     return tables.decide(plan, role, path, m, n, k, batch_invariant).config
+
+
+def _network(plan: Plan, m: int, batch_invariant: bool) -> Config | None:
+    """The config of all linears in one launch; None where each is asked for on its own."""
+    from mlpdsl.codegen import narrow
+
+    if _pinned or _forced not in (None, "whole_network"):
+        return None
+    if interpreting():
+        return narrow.interpreted(plan) if _forced else None
+    return narrow.network(plan, m, batch_invariant)
 
 
 @cache

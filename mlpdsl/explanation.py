@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from mlpdsl.backends import BACKENDS
 from mlpdsl.ceilings import floor_us, known_gpu
-from mlpdsl.codegen import blocks
+from mlpdsl.codegen import blocks, narrow
 from mlpdsl.codegen.config import INVARIANT_ROWS, SKINNY_ROWS, skinny
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, Plan, products
@@ -24,12 +24,10 @@ __all__ = ["Explanation", "configs", "explain"]
 STRATEGIES = ("two_stage", "library", "skinny", "padded", "single_launch", "whole_network")
 """Every strategy that runs or has a reason why it does not."""
 
-_LATER = ("single_launch", "whole_network")
-"""Those that are not built yet."""
+_NOT_BUILT = ("not in this release: it was slower in every row that was timed",)
+"""Why single_launch does not run."""
 
-_NOT_BUILT = ("not in this release",)
-
-_FORWARD = ("hidden", "output")
+_FORWARD = ("network", "hidden", "output")
 
 
 @dataclass(frozen=True)
@@ -74,17 +72,22 @@ class Explanation:
 
 
 def _decisions(spec: MLPSpec, m: int, target: Target, batch_invariant: bool = False) -> dict[str, Decision]:
-    """The config of every product and where it comes from, by "role[stage]", where pointers and strides allow the best path."""
+    """The config of every launch with a product and where it comes from, by "role[stage]" or "network", where pointers and strides
+    allow the best path."""
     plan = lower(spec, target)
-    found = {}
+    whole = narrow.network(plan, m, batch_invariant)
+    found = {} if whole is None else {"network": Decision(whole, None)}
     for role, i, rows, n, k in products(plan, m):
+        if whole is not None and role in _FORWARD:
+            continue
         path = best_path(plan, plan.linears[i].width_out, plan.linears[i].width_in)
         found[f"{role}[{i}]"] = decide(plan, role, path, rows, n, k, batch_invariant)
     return found
 
 
 def configs(spec: MLPSpec, m: int, target: Target, batch_invariant: bool = False) -> dict[str, Config]:
-    """The config of every product, by "role[stage]", where pointers and strides allow the target's best path."""
+    """The config of every launch with a product, by "role[stage]" or "network", where pointers and strides allow the target's best
+    path."""
     return {name: decision.config for name, decision in _decisions(spec, m, target, batch_invariant).items()}
 
 
@@ -108,7 +111,7 @@ def explain(
     plan = lower(spec, chosen)
     reasons = BACKENDS["triton"].supports(plan, chosen)
     if reasons:
-        rejected = {name: _NOT_BUILT if name in _LATER else tuple(reasons) for name in STRATEGIES}
+        rejected = {name: _NOT_BUILT if name == "single_launch" else tuple(reasons) for name in STRATEGIES}
         return Explanation(spec, rows, chosen.name, "eager", {}, "none", rejected)
     found = _decisions(spec, rows, chosen, batch_invariant)
     config = {name: decision.config for name, decision in found.items()}
@@ -123,9 +126,9 @@ def explain(
         strategy=", ".join(used),
         config=config,
         source=_source(found, batch_invariant),
-        rejected={name: _reasons(name, plan, rows, points, batch_invariant) for name in STRATEGIES if name not in used},
+        rejected={name: _reasons(name, plan, rows, points, used, batch_invariant) for name in STRATEGIES if name not in used},
         floor_us=floor_us(spec, rows, gpu),
-        predicted_us=None if batch_invariant else _measured(points, forward, rows),
+        predicted_us=None if batch_invariant or "network" in found else _measured(points, forward, rows),
         gpu=gpu,
     )
 
@@ -151,11 +154,20 @@ def _points(plan: Plan, m: int, batch_invariant: bool) -> dict[str, tuple[Row, P
 
 
 def _reasons(
-    name: str, plan: Plan, m: int, points: Mapping[str, tuple[Row, Point] | None], batch_invariant: bool
+    name: str,
+    plan: Plan,
+    m: int,
+    points: Mapping[str, tuple[Row, Point] | None],
+    used: Container[str],
+    batch_invariant: bool,
 ) -> tuple[str, ...]:
     """Why no forward product runs by a strategy."""
-    if name in _LATER:
+    if name == "single_launch":
         return _NOT_BUILT
+    if name == "whole_network":
+        return tuple(narrow.reasons(plan)) or _too_many(batch_invariant)
+    if "whole_network" in used:
+        return ("all linears are one launch",)
     if name == "library" and batch_invariant:
         return ("its sums depend on the number of rows",)
     if name == "padded":
@@ -173,6 +185,11 @@ def _reasons(
             return tuple(limits)
     measured = any(found is not None for found in points.values())
     return ("slower where the table was measured" if measured else "the rule takes it for no product of forward here",)
+
+
+def _too_many(batch_invariant: bool) -> tuple[str, ...]:
+    wide = f"beyond widths of {narrow.RESIDENT}"
+    return (f"{wide} batch_invariant has none" if batch_invariant else f"{wide} for {narrow.MOST_ROWS} rows at most",)
 
 
 def _has_skinny(plan: Plan, m: int) -> bool:

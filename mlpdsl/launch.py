@@ -22,8 +22,8 @@ from mlpdsl.tape import recorder
 
 __all__ = [
     "DIRECT", "POINTWISE", "Launch", "blocks", "describe", "describe_pair", "describe_planes", "descriptor", "distance", "empty",
-    "empty_like", "empty_padded", "fits_pair", "fits_tma", "following", "overlaps", "product", "programs", "run", "second_first",
-    "tiles",
+    "empty_like", "empty_padded", "empty_planes", "fits_pair", "fits_tma", "following", "overlaps", "product", "programs", "run",
+    "second_first", "tiles",
 ]  # fmt: skip
 
 POINTWISE: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}
@@ -249,6 +249,14 @@ def empty(like: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype | None 
 def empty_like(t: torch.Tensor) -> torch.Tensor:
     """A contiguous, uninitialised tensor of t's shape, dtype and device."""
     return empty(t, tuple(t.shape))
+
+
+def empty_planes(like: torch.Tensor, planes: int, rows: int, columns: int) -> torch.Tensor:
+    """As `empty`, (planes, rows, columns) of dense matrices that each begin at a multiple of 16 bytes: the library multiplies into
+    others more slowly."""
+    granule = GRANULE // like.element_size()
+    made = empty(like, (planes, -(-rows * columns // granule) * granule))
+    return made[:, : rows * columns].view(planes, rows, columns)
 
 
 def empty_padded(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -10,11 +10,12 @@ import contextlib
 import io
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mlpdsl.backends import interpreting
+from mlpdsl.codegen import narrow
 from mlpdsl.codegen.config import choose, padded, usual
 from mlpdsl.codegen.config import library as library_config
 from mlpdsl.codegen.emit.triton import Arg, Kernel, Module, emit
@@ -135,6 +136,9 @@ def _launches(plan: Plan, view: Module, path: str | None, m: int, backward: bool
     """Each different launch of a call with a product: kernel, position of the stage, the stage, and the config."""
     last = len(plan.linears) - 1
     seen = set()
+    whole = narrow.network(plan, m)
+    if whole is not None:
+        yield view.kernel("network", ""), last, plan.linears[-1], whole
     for i, linear in enumerate(plan.linears):
         role = "output" if i == last else "hidden"
         roles = [role]
@@ -189,7 +193,11 @@ def _compile(
         values |= {"SAVE": True, "EMIT_HIDDEN": True, "SUM_BIAS": True, "SPLITS": config.splits, "STAGES": config.num_stages}
         overlaps = plan.target.kind == "cuda" and int(plan.target.arch) >= 90
         values |= {"OVERLAPS": overlaps, "FOLLOWS": overlaps and (stage > 0 or config.strategy == "library")}
-    values |= {a.name: _stride(a, kernel.role, linear, m) for a in kernel.args if a.kind == "stride"}
+    if kernel.role == "network":
+        widths = {weight: stage.k for stage in emit(plan).stages for weight in stage.weights} | {"x": plan.linears[0].width_in}
+        values |= {a.name: _stride_of(a, widths, linear.width_out, m) for a in kernel.args if a.kind == "stride"}
+    else:
+        values |= {a.name: _stride(a, kernel.role, linear, m) for a in kernel.args if a.kind == "stride"}
     from mlpdsl.launch import POINTWISE, Launch  # needs torch, as the module does
 
     options = Launch.of(config).options if config else POINTWISE
@@ -214,8 +222,13 @@ def _stride(arg: Arg, role: str, linear: Linear, m: int) -> int:
     """A stride argument, in elements, where every tensor is contiguous and begins at a multiple of 16 elements."""
     if arg.name in ("distance", "up_distance"):
         return linear.width_out * linear.width_in * 16  # of which only the divisibility is known
+    return _stride_of(arg, dict.fromkeys(_NARROW.get(role, ()), linear.width_in), linear.width_out, m)
+
+
+def _stride_of(arg: Arg, widths: Mapping[str, int], other: int, m: int) -> int:
+    """A stride of a contiguous tensor whose rows are as long as `widths` says, else as `other`."""
     name, _, axis = arg.name.removeprefix("stride_").rpartition("_")
-    width = linear.width_in if name in _NARROW.get(role, ()) else linear.width_out
+    width = widths.get(name, other)
     if arg.passed.endswith(("stride(-1)", "stride(1)")):
         return 1
     return m * width if axis == "p" else width

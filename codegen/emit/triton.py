@@ -9,8 +9,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from mlpdsl.codegen import narrow
 from mlpdsl.codegen.expr.graph import Expr
-from mlpdsl.codegen.plan import Plan
+from mlpdsl.codegen.plan import Linear, Plan
 
 from .functions import Function, Idiom, Language, OperandView, device_functions, operand_views
 
@@ -115,6 +116,46 @@ def _fill(items: Iterable[str], width: int = 112) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One linear of a network in one kernel: its place, widths, those padded to what products take, and names of what it reads and
+    sums."""
+
+    index: int
+    linear: Linear
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return self._names("weight")
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        return self._names("bias") if self.linear.biases else ()
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        return ("gate", "up") if self.linear.planes == 2 else ("acc",)
+
+    @property
+    def k(self) -> int:
+        return self.linear.width_in
+
+    @property
+    def n(self) -> int:
+        return self.linear.width_out
+
+    @property
+    def block_k(self) -> int:
+        return narrow.padded(self.k)
+
+    @property
+    def block_n(self) -> int:
+        return narrow.padded(self.n)
+
+    def _names(self, what: str) -> tuple[str, ...]:
+        return (f"gate_{what}", f"up_{what}") if self.linear.planes == 2 else (f"{what}{self.index}",)
+
+
+@dataclass(frozen=True)
 class Module:
     """Everything the templates read."""
 
@@ -124,6 +165,21 @@ class Module:
     operands: tuple[OperandView, ...]
     dtype: str
     dot: str
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The linears, as the network in one kernel names them."""
+        return tuple(map(Stage, range(len(self.plan.linears)), self.plan.linears))
+
+    @property
+    def network(self) -> bool:
+        """Whether there is a kernel for all linears at once."""
+        return any(k.role == "network" for k in self.kernels)
+
+    @property
+    def resident(self) -> bool:
+        """Whether that kernel has all weights in shared memory."""
+        return narrow.resident(self.plan)
 
     def kernel(self, role: str, path: str) -> Kernel:
         return next(k for k in self.kernels if (k.role, k.path) == (role, path))
@@ -183,6 +239,8 @@ def _kernels(plan: Plan, operands: Sequence[OperandView]) -> list[Kernel]:
         if plan.hidden is not None:
             kernels.append(Kernel("hidden", path, _forward_args(plan, path, hidden=True, operands=())))
         kernels.append(Kernel("output", path, _forward_args(plan, path, hidden=False, operands=operands)))
+    if narrow.printed(plan):
+        kernels.append(Kernel("network", "", _network_args(plan, operands)))
     kernels.append(Kernel("epilogue_grad", "", _epilogue_grad_args(plan, operands)))
     for path in paths:
         if plan.hidden is not None:
@@ -303,6 +361,22 @@ def _forward_args(plan: Plan, path: str, hidden: bool, operands: Sequence[Operan
     return (*args, _ROWS, *flags, *(_TILE if sizes is None else sizes))
 
 
+def _network_args(plan: Plan, operands: Sequence[OperandView]) -> tuple[Arg, ...]:
+    args = _tensor(plan, "masked", "x", (), "mk")
+    for stage in map(Stage, range(len(plan.linears)), plan.linears):
+        for weight, at in zip(stage.weights, stage.linear.weights, strict=True):
+            args += _tensor(plan, "masked", weight, (), ("out", "in"), f"parameters[{at}]")
+        for bias, at in zip(stage.biases, stage.linear.biases, strict=True):
+            args.append(_pointer(plan, bias, passed=f"parameters[{at}]"))
+    for o in operands:
+        args += _tensor(plan, "masked", o.ident, (), "mn") if o.kind == "tile" else [_pointer(plan, o.ident, "")]
+    args += _tensor(plan, "masked", "out", (), "mn")
+    args += [_pointer(plan, f"preact{i}") for i in range(len(plan.linears) - 1)]
+    if plan.epilogue.tile_needed:
+        args += _tensor(plan, "masked", "tile", (), "pmn")
+    return (*args, _ROWS, *_constexprs("N", "SAVE"), _TILE[0], _STAGES)
+
+
 def _epilogue_grad_args(plan: Plan, operands: Sequence[OperandView]) -> tuple[Arg, ...]:
     args = _tensor(plan, "masked", "grad", (), "mn")
     if plan.epilogue.tile_needed:
@@ -353,7 +427,8 @@ _BLOCK = _TILE[:2]
 
 
 def _activate_rows_args(plan: Plan) -> tuple[Arg, ...]:
-    return _pointer(plan, "preact"), _pointer(plan, "hidden"), _ROWS, *_constexprs("N", "FOLLOWS"), *_BLOCK
+    plane = [Arg("stride_preact_p", "preact.stride(0)", "stride")] if plan.gated else []
+    return _pointer(plan, "preact"), *plane, _pointer(plan, "hidden"), _ROWS, *_constexprs("N", "FOLLOWS"), *_BLOCK
 
 
 def _activate_grad_rows_args(plan: Plan) -> tuple[Arg, ...]:

@@ -66,6 +66,11 @@ SPECS = {
     "tf32x3": MLPSpec(dims=(1024, 4096, 1024), activation="gelu", bias=True, precision="tf32x3"),
     # depth and widths
     "deep": MLPSpec(dims=(256, 512, 256, 512, 128), activation="relu", bias=True, dtype="bfloat16"),
+    "narrow": MLPSpec(
+        dims=(64,) * 7, activation="mish", bias=True, dtype="bfloat16", epilogue=("layer_scale", "residual", "gelu")
+    ),
+    "narrow-gated": MLPSpec(dims=(50, 64, 30), activation="mish", gated=True, bias=True, dtype="float16", epilogue=("residual",)),
+    "narrow-128": MLPSpec(dims=(100, 128, 128, 128, 97), activation="gelu_10", bias=True, dtype="bfloat16", epilogue=("residual",)),
     "odd": MLPSpec(
         dims=(767, 3071, 769), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("gelu", "layer_scale")
     ),

@@ -19,6 +19,7 @@ import triton
 from mlpdsl import MLPSpec, UnsupportedError, launch, source
 from mlpdsl import resources as module
 from mlpdsl.backends import BACKENDS, interpreting
+from mlpdsl.codegen import narrow
 from mlpdsl.codegen.config import choose, padded, usual
 from mlpdsl.codegen.emit.triton import Arg, emit
 from mlpdsl.codegen.lower import lower
@@ -78,11 +79,12 @@ def _launched(spec: MLPSpec, target: str, m: int, path: str, monkeypatch: pytest
 
     def pick(role: str, chosen: str, m: int, n: int, k: int) -> launch.Launch:
         words: dict[str, Any] = {"dtype": plan.dtype, "planes": 2 if plan.gated and role == "hidden" else 1, "target": plan.target}
-        copied = None
-        if path != chosen:  # on descriptors only as copies
+        copied = narrow.network(plan, m) if role == "network" and not linear_by_linear else None
+        if role != "network" and path != chosen:  # on descriptors only as copies
             copied = padded(role, m, n, k, **words, epilogue=plan.finishes(role))
         return launch.Launch.of(copied or choose(role, path, m, n, k, **words))
 
+    linear_by_linear = False  # what `pick` looks at
     monkeypatch.setattr(launch, "run", record)
     if path == "masked":
         monkeypatch.setattr(launch, "fits_tma", lambda *tensors: False)
@@ -95,7 +97,8 @@ def _launched(spec: MLPSpec, target: str, m: int, path: str, monkeypatch: pytest
     x, last = torch.empty(m, plan.linears[0].width_in, dtype=dtype), plan.linears[-1].width_out
     sizes = {"tile": (m, last), "column": (last,), "row": (m, 1), "scalar": ()}
     operands = [torch.empty(sizes[o.kind], dtype=dtype) for o in plan.epilogue.operands]
-    out, *saved = generated.forward(x, parameters, operands, True, pick)
+    for linear_by_linear in (False, True):
+        out, *saved = generated.forward(x, parameters, operands, True, pick)
     needs = [True] * (1 + len(parameters) + len(operands))
     generated.backward(torch.empty_like(out), x, parameters, operands, saved, needs, pick)
     return seen

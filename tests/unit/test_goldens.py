@@ -50,6 +50,11 @@ FILES = {
         "sm_90",
         MLPSpec(dims=(1024, 256), activation="identity", dtype="bfloat16", epilogue=("gelu", "scale", "residual")),
     ),
+    "narrow-bias-epilogue-bf16-sm_90": (
+        "sm_90",
+        MLPSpec(dims=(13, 64, 33, 20), activation="gelu", bias=True, dtype="bfloat16", epilogue=("silu", "residual")),
+    ),
+    "narrow-gated-fp16-sm_90": ("sm_90", MLPSpec(dims=(96, 128, 96), activation="silu", gated=True, dtype="float16")),
     "functions-bf16-sm_90": ("sm_90", MLPSpec.from_json(FUNCTIONS)),
     "gated-bf16-sm_80": ("sm_80", MLPSpec(dims=(512, 1024, 512), activation="silu", gated=True, dtype="bfloat16")),
     "gated-bias-epilogue-bf16-tpu_v5e": (
@@ -149,7 +154,7 @@ def test_every_kernel_is_launched_and_every_function_is_called(name: str) -> Non
 
 
 def test_line_numbers_do_not_depend_on_the_length_of_the_spec() -> None:
-    widths = [MLPSpec(dims=dims, activation="silu", dtype="bfloat16") for dims in ((64, 64, 64), (2**20, 2**21, 2**20))]
+    widths = [MLPSpec(dims=dims, activation="silu", dtype="bfloat16") for dims in ((256, 256, 256), (2**20, 2**21, 2**20))]
     first, second = (
         [i for i, line in enumerate(generate(s, target="sm_90").text.splitlines()) if line.startswith("def ")] for s in widths
     )

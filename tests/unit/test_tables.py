@@ -22,7 +22,7 @@ from mlpdsl.tables import Point, Product, Row
 from mlpdsl.target import TARGETS
 
 H200 = TARGETS["sm_90"]
-GATED = MLPSpec(dims=(64, 128, 64), activation="silu", gated=True, dtype="bfloat16")
+GATED = MLPSpec(dims=(64, 192, 64), activation="silu", gated=True, dtype="bfloat16")
 PLAIN = MLPSpec(dims=(64, 128, 64), activation="relu", dtype="float32")
 RAGGED = MLPSpec(dims=(67, 131, 72), activation="relu", dtype="bfloat16")
 TILE = Config(16, 32, 64, num_warps=4, num_stages=5)

@@ -27,7 +27,7 @@ from mlpdsl.tuning.state import write_whole
 from tests.unit import tuning_questions as answers
 
 H200 = TARGETS["sm_90"]
-GATED = MLPSpec(dims=(64, 128, 64), activation="silu", gated=True, dtype="bfloat16")
+GATED = MLPSpec(dims=(64, 192, 64), activation="silu", gated=True, dtype="bfloat16")
 PLAIN = MLPSpec(dims=(64, 128, 64), activation="relu", dtype="float32")
 VERSIONS = {"torch": "2.13", "triton": "3.7"}
 Times_of = Callable[[Job, Config], float]
@@ -102,9 +102,9 @@ def test_jobs_are_products_each_once() -> None:
     jobs = tuning.jobs(rows, H200)
     assert len({j.key for j in jobs}) == len(jobs) == 24
     assert {j.name for j in jobs} == {GATED.short_name, PLAIN.short_name}  # gelu's products are silu's
-    assert [(j.product.role, j.m, j.n, j.k) for j in jobs[:2]] == [("hidden", 1, 128, 64), ("output", 1, 64, 128)]
+    assert [(j.product.role, j.m, j.n, j.k) for j in jobs[:2]] == [("hidden", 1, 192, 64), ("output", 1, 64, 192)]
     grads = [j for j in jobs if j.product.role == "weight_grad" and j.rows == 16 and j.spec == GATED]
-    assert sorted((j.stage, j.m, j.n, j.k, j.product.n, j.product.k) for j in grads) == [(0, 128, 64, 16, 128, 64), (1, 64, 128, 16, 64, 128)]  # fmt: skip  # noqa: E501
+    assert sorted((j.stage, j.m, j.n, j.k, j.product.n, j.product.k) for j in grads) == [(0, 192, 64, 16, 192, 64), (1, 64, 192, 16, 64, 192)]  # fmt: skip  # noqa: E501
     assert not any(j.train for j in tuning.jobs(bench.rows([GATED], ms=[1]), H200))
 
 

@@ -1,0 +1,84 @@
+"""Configs of the strategy "whole_network": every linear of a narrow MLP in one launch, what is between them in registers.
+
+Between the linears nothing is written or read, and nothing is launched: what is left are x, the weights and the result. In 16 bits,
+by what was timed on an H200 (benchmarks/results/searches-h200.json); none in float32, whose products are not for the matrix units.
+"""
+
+from __future__ import annotations
+
+from .few_rows import power_of_two
+from .plan import Config, Plan
+
+__all__ = ["MOST_ROWS", "RESIDENT", "interpreted", "network", "padded", "printed", "reasons", "resident"]
+
+WIDEST = 128
+"""The widest layer: a tile of rows of it, in float32, and the next one's sums have to find room in registers."""
+
+RESIDENT = 64
+"""The widest layer where all weights stay in shared memory, so that a program reads them once for all of its tiles."""
+
+DEEPEST = 8
+"""The most linears: each is text of its own, and compiled."""
+
+MOST_ROWS = 4096
+"""The most rows where weights are read for each tile: beyond, a kernel a linear reads them less often."""
+
+
+def padded(width: int) -> int:
+    """A width as products want it: a power of two, 16 at least."""
+    return power_of_two(width, 16, WIDEST)
+
+
+def _widths(plan: Plan) -> list[int]:
+    return [plan.linears[0].width_in, *(linear.width_out for linear in plan.linears)]
+
+
+def reasons(plan: Plan) -> list[str]:
+    """Why there is no such kernel. Else empty."""
+    found = []
+    if plan.hidden is None:
+        found.append("a single linear is one launch already")
+    if plan.target.kind != "cuda":
+        found.append("for NVIDIA GPUs")
+    if plan.dtype == "float32":
+        found.append("for 16 bits")
+    if max(_widths(plan)) > WIDEST:
+        found.append(f"a width of {max(_widths(plan))}, and {WIDEST} at most find room")
+    if len(plan.linears) > DEEPEST:
+        found.append(f"{len(plan.linears)} linears, and {DEEPEST} at most are printed")
+    return found
+
+
+def printed(plan: Plan) -> bool:
+    """Whether there is such a kernel."""
+    return not reasons(plan)
+
+
+def resident(plan: Plan) -> bool:
+    """Whether all weights stay in shared memory: more would find room there, but not what is read for each of them in registers."""
+    held = 2 * sum(linear.planes * padded(linear.width_in) * padded(linear.width_out) for linear in plan.linears)
+    return max(_widths(plan)) <= RESIDENT and held <= 48 * 1024 and held + 32 * 1024 <= plan.target.shared_memory
+
+
+def network(plan: Plan, m: int, batch_invariant: bool = False) -> Config | None:
+    """The config for m rows of x; None where there is no such kernel, or a kernel a linear is as fast. Where batch-invariant, one
+    for every m, and only where that is fast for all."""
+    if not printed(plan):
+        return None
+    if resident(plan):
+        if plan.gated and plan.target.name != "sm_90":  # two accumulators, and registers for one
+            return _config(plan, 32, stages=3, residency=2)
+        return _config(plan, 64, stages=3, residency=3 if m >= 2**18 and not batch_invariant else 2)
+    return _config(plan, 16) if m <= MOST_ROWS and not batch_invariant else None
+
+
+def interpreted(plan: Plan) -> Config | None:
+    """Tiles for the interpreter; None where there is no such kernel."""
+    return _config(plan, 32) if printed(plan) else None
+
+
+def _config(plan: Plan, block_m: int, stages: int = 1, residency: int = 1) -> Config:
+    first, last = plan.linears[0], plan.linears[-1]
+    return Config(
+        block_m, padded(last.width_out), padded(first.width_in), num_stages=stages, residency=residency, strategy="whole_network"
+    )
