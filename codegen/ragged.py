@@ -19,13 +19,11 @@ def worth_a_kernel(m: int, n: int, k: int, target: Target) -> bool:
 
 
 def worth_copies(role: str, m: int, n: int, k: int, planes: int, target: Target) -> bool:
-    """Whether a product is so large that copies of its operands, which descriptors fit, cost less than masked loads, on an H200:
-    of a long sum earlier, but that of few rows the library splits."""
-    if target.name != "sm_90" or min(m, n, k) <= 64 or (m <= 128 and k > 2048):
+    """Whether a product is so large that copies of its operands, which descriptors fit, cost less than masked loads, or than the
+    library's product of operands as they are, on an H200."""
+    if target.name != "sm_90" or min(m, n, k) <= 64:
         return False
-    forward = role in ("hidden", "output")
-    least = 2**26 if forward and k > 512 else 3 * 2**26 if forward and k > 256 else 2**29
-    return m * n * k * planes >= least
+    return m * n * k * planes >= (2**24 if role in ("hidden", "output") else 2**29)
 
 
 def masked(block_m: int, m: int, n: int, k: int, planes: int) -> Config:

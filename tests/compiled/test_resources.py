@@ -97,7 +97,8 @@ def _launched(spec: MLPSpec, target: str, m: int, path: str, monkeypatch: pytest
     x, last = torch.empty(m, plan.linears[0].width_in, dtype=dtype), plan.linears[-1].width_out
     sizes = {"tile": (m, last), "column": (last,), "row": (m, 1), "scalar": ()}
     operands = [torch.empty(sizes[o.kind], dtype=dtype) for o in plan.epilogue.operands]
-    for linear_by_linear in (False, True):
+    for one_launch in (True, False):
+        linear_by_linear = not one_launch
         out, *saved = generated.forward(x, parameters, operands, True, pick)
     needs = [True] * (1 + len(parameters) + len(operands))
     generated.backward(torch.empty_like(out), x, parameters, operands, saved, needs, pick)

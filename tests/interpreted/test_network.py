@@ -82,8 +82,7 @@ def test_others_take_a_kernel_a_linear(spec: MLPSpec, launched: list[str]) -> No
 
 def test_which_text_is_printed() -> None:
     """Weights once a program where they find room together, else for each tile."""
-    rows = ((RESIDENT, "sm_90", True), (ANEW, "sm_90", False), (GATED, "sm_80", True), (DEEP, "sm_90", True), (DEEP, "sm_120", False))
-    for spec, chip, once in rows:
+    for spec, chip, once in ((RESIDENT, "sm_90", True), (ANEW, "sm_90", False), (GATED, "sm_80", True), (DEEP, "sm_120", True)):
         assert narrow.resident(lower(spec, parse_target(chip))) is once
         text = mlpdsl.generate(spec, target=chip).text
         body = text[text.index("def network(") :]

@@ -43,10 +43,17 @@ FAMILIES: dict[str, MLPSpec] = {
     "gated_padded": MLPSpec(dims=(50, 70, 41), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual",)),
     "plain_padded": MLPSpec(dims=(267, 70, 41), activation="gelu", bias=True, dtype="float16", epilogue=("silu", "residual")),
     "mixed_padded": MLPSpec(dims=(48, 70, 40), activation="gelu", gated=True, dtype="bfloat16"),
+    # Every linear in one launch: weights in shared memory, or read for each tile.
+    "narrow_whole": MLPSpec(
+        dims=(13, 64, 33, 20), activation="silu", bias=True, dtype="bfloat16", epilogue=("layer_scale", "residual")
+    ),
+    "gated_whole": MLPSpec(dims=(50, 40, 30), activation="silu", gated=True, bias=True, dtype="float16"),
+    "anew_whole": MLPSpec(dims=(40, 100, 17), activation="gelu", dtype="bfloat16", epilogue=("silu",)),
 }
 """Each family by its name: what a mutant's `families` name."""
 
 
 def forced(family: str) -> str:
     """The strategy that is forced for a family; "" where the usual one runs."""
-    return next((name for name in ("library", "skinny", "padded") if family.endswith(f"_{name}")), "")
+    ends = {"library": "library", "skinny": "skinny", "padded": "padded", "whole": "whole_network"}
+    return ends.get(family.rpartition("_")[2], "")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tests.mutation import activations, backward, epilogue, forward, library, padded, skinny
+from tests.mutation import activations, backward, epilogue, forward, library, network, padded, skinny
 from tests.mutation.mutant import Mutant
 
 __all__ = ["MUTANTS", "SURVIVORS", "cases"]
 
 MUTANTS: list[Mutant] = [
     *forward.MUTANTS, *backward.MUTANTS, *epilogue.MUTANTS, *activations.MUTANTS, *library.MUTANTS, *skinny.MUTANTS,
-    *padded.MUTANTS,
+    *padded.MUTANTS, *network.MUTANTS,
 ]  # fmt: skip
 
 SURVIVORS: dict[str, str] = {

@@ -115,7 +115,7 @@ def test_narrow_mlps_are_one_launch() -> None:
     """Up to widths of 64 at any number of rows, up to 128 at few; and why not elsewhere."""
     found = mlpdsl.explain(NARROW, 4096, "sm_90")
     assert found.strategy == "whole_network" and found.source == "heuristic" and found.predicted_us is None
-    assert [name.partition("[")[0] for name in found.config][0] == "network" and "hidden[0]" not in found.config
+    assert next(iter(found.config)) == "network" and "hidden[0]" not in found.config
     assert "hidden_grad[2]" in found.config  # backward goes linear by linear
     assert "\n  network            whole_network, tile 64x32x64, 4 warps" in str(found)
     assert why(NARROW, 4096)["two_stage"] == why(NARROW, 1)["skinny"] == ("all linears are one launch",)
