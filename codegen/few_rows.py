@@ -7,13 +7,15 @@ On AMD nothing was timed, and loops of plain loads are not pipelined, so there i
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 
 from mlpdsl.target import Target
 
 from .plan import Config
 
-__all__ = ["PROCESSORS", "SKINNY_ROWS", "candidates", "fitted", "interpreted", "power_of_two", "skinny", "tiles_of"]
+__all__ = ["PROCESSORS", "SKINNY_ROWS", "candidates", "fitted", "granule", "interpreted", "period", "power_of_two", "skinny",
+           "tiles_of"]  # fmt: skip
 
 SKINNY_ROWS = 64
 """The most rows of x for which there is a kernel of the strategy "skinny"."""
@@ -28,6 +30,16 @@ def power_of_two(n: int, low: int, high: int) -> int:
     while size < n and size < high:
         size *= 2
     return size
+
+
+def granule(dtype: str) -> int:
+    """How many elements are 16 bytes, which is what a thread loads at once."""
+    return 4 if dtype == "float32" else 8
+
+
+def period(stride: int, granule: int) -> int:
+    """After how many rows, so many elements apart, they are as far from a multiple of 16 bytes as before."""
+    return granule // math.gcd(stride, granule)
 
 
 def tiles_of(block_m: int, block_n: int, m: int, n: int) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from mlpdsl.codegen.expr.graph import Expr
+from mlpdsl.codegen.few_rows import granule
 from mlpdsl.codegen.plan import Plan
 
 from .functions import Function, Idiom, Language, OperandView, device_functions, operand_views
@@ -143,6 +144,11 @@ class Module:
     def by_pointer(self, role: str) -> bool:
         """Whether the role's kernels on descriptors write what they give to the caller by a pointer."""
         return _by_pointer(self.plan, role)
+
+    @property
+    def granule(self) -> int:
+        """How many elements are 16 bytes."""
+        return granule(self.plan.dtype)
 
     @property
     def reciprocal(self) -> bool:
@@ -299,7 +305,7 @@ def _forward_args(plan: Plan, path: str, hidden: bool, operands: Sequence[Operan
         name = "preact" if hidden else "tile"
         args += _tensor(plan, path, name, ("1", *out), "pmn")
     sizes = {"row": (*_TILE[1:3], _STAGES), "skinny": (*_TILE[:3], _SPLITS)}.get(path)
-    flags = _constexprs("N", "K", *(("SAVE",) if save else ()), *(() if sizes is None else ("OVERLAPS", "FOLLOWS")))
+    flags = _constexprs("N", "K", *(("SAVE",) if save else ()), *(() if sizes is None else ("OVERLAPS", "FOLLOWS", "PERIOD")))
     return (*args, _ROWS, *flags, *(_TILE if sizes is None else sizes))
 
 
