@@ -50,7 +50,7 @@ def usual(
     if dtype == "float32" and not exact and few and role in ("hidden", "output"):  # TF32: many tiles in place of few
         return Config(16, 32, 64, num_warps=8, num_stages=4) if m <= 16 else Config(32, 16, 32, num_warps=8, num_stages=4)
     if chosen.strategy == "skinny":
-        slower = k % 4 > 0 if exact else _long(role, m, n, k)
+        slower = _long(role, m, n, k)
     else:
         if role == "hidden":
             fused = _fused(m, n, k, planes, target)
@@ -72,11 +72,9 @@ def _worth_a_kernel(role: str, m: int, n: int, k: int) -> bool:
 
 
 def _long(role: str, m: int, n: int, k: int) -> bool:
-    """Whether the library's product is faster than a kernel for few rows: rows of no whole 16 bytes, or a long sum for a narrow
-    output, with rows enough for the library's split of it."""
-    if m > 1 and k % 8:
-        return True
-    return role == "output" and m > 16 and n < 4096 <= 2 * k and (m > 32 or (n >= 2048 and k > 8192))
+    """Whether the library's product is faster than a kernel for few rows: a long sum for a narrow output, with rows enough for the
+    library's split of it, and those of the weight of whole 16 bytes."""
+    return role == "output" and k % 8 == 0 and m > 16 and n < 4096 <= 2 * k and (m > 32 or (n >= 2048 and k > 8192))
 
 
 def _fused(m: int, n: int, k: int, planes: int, target: Target) -> bool:

@@ -7,13 +7,16 @@ On AMD nothing was timed, and loops of plain loads are not pipelined, so there i
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from mlpdsl.target import Target
 
 from .plan import Config
 
-__all__ = ["PROCESSORS", "SKINNY_ROWS", "candidates", "fitted", "interpreted", "power_of_two", "skinny", "tiles_of"]
+__all__ = ["PROCESSORS", "SKINNY_ROWS", "candidates", "fitted", "granule", "interpreted", "period", "power_of_two", "skinny",
+           "tiles_of"]  # fmt: skip
 
 SKINNY_ROWS = 64
 """The most rows of x for which there is a kernel of the strategy "skinny"."""
@@ -28,6 +31,16 @@ def power_of_two(n: int, low: int, high: int) -> int:
     while size < n and size < high:
         size *= 2
     return size
+
+
+def granule(dtype: str) -> int:
+    """How many elements are 16 bytes, which is what a thread loads at once."""
+    return 4 if dtype == "float32" else 8
+
+
+def period(stride: int, granule: int) -> int:
+    """After how many rows, so many elements apart, they are as far from a multiple of 16 bytes as before."""
+    return granule // math.gcd(stride, granule)
 
 
 def tiles_of(block_m: int, block_n: int, m: int, n: int) -> int:
@@ -51,8 +64,8 @@ def skinny(role: str, m: int, n: int, k: int, *, dtype: str, planes: int, target
         return None
     if role == "hidden" and planes == 1 and m > 16 and n >= 16384 and k >= 4096 and k % 8 == 0 and target.name == "sm_90":
         return None  # rather wider tiles, by descriptors
-    if k % 8:  # loads of single elements
-        return _steps(m, n, k, target, planes, 16, 32, 3)
+    if k % 8:
+        return _ragged(m, n, k, target, planes)
     if n <= 32 or k < 256:
         return _steps(m, n, k, target, planes, 32, 64, 3)
     return (_sixteen if m <= 16 else _sixty_four)(m, n, k, planes, target)
@@ -68,6 +81,20 @@ def _sixteen(m: int, n: int, k: int, planes: int, target: Target) -> Config:
     if n >= 4096:
         return _steps(m, n, k, target, 1, 32, 128, 8) if k <= 8192 else _steps(m, n, k, target, 1, 32, 256, 6, splits=4)
     return _steps(m, n, k, target, 1, 16 if n >= 2048 else 8, 256, 6, splits=4)
+
+
+def _ragged(m: int, n: int, k: int, target: Target, planes: int) -> Config:
+    """Rows of no whole 16 bytes. Weights are loaded as others are, x element by element, at the step that multiplies them: for many
+    rows that is most of the work, and takes twice the warps, and fewer programs. Not timed yet."""
+    reach = k + granule("bfloat16") - 1
+    if k < 256:  # in one step, or two
+        return _steps(m, n, reach, target, planes, 16, 128, 3)
+    if m > 16:
+        config = _steps(m, n, reach, target, planes, 32 if planes == 2 or n >= 4096 else 16, 128, 4)
+        return replace(config, num_warps=8)
+    if planes == 2 or n >= 4096:
+        return _steps(m, n, reach, target, planes, 16 if n < 8192 else 32, 256 if n < 8192 else 128, 4)
+    return _steps(m, n, reach, target, planes, 8, 256, 6, splits=4)
 
 
 def _sixty_four(m: int, n: int, k: int, planes: int, target: Target) -> Config:
@@ -133,8 +160,10 @@ def _one_row(role: str, n: int, k: int, dtype: str, planes: int) -> Config:
     block_n = 8
     while block_n > 1 and n < (384 if role == "hidden" else 500) * block_n:
         block_n //= 2
-    block_k = power_of_two(k, 32, 4096)
-    if k % 8 or k > block_k or wide * planes * block_k > 8192:
+    size = granule(dtype)
+    reach = k + size - 1 if k % size else k  # of a row that begins just before a multiple of 16 bytes
+    block_k = power_of_two(reach, 32, 4096)
+    if reach > block_k or wide * planes * block_k > 8192:
         whole = False
     elif role == "output":
         whole = n < 2048 or wide == 2
@@ -146,7 +175,7 @@ def _one_row(role: str, n: int, k: int, dtype: str, planes: int) -> Config:
             block_n = 2 if n >= 16384 and block_k <= 2048 else 1
             return Config(1, block_n, block_k, num_warps=8, num_stages=1, strategy="skinny")
         return Config(1, block_n, block_k, num_warps=8 if block_n * block_k == 8192 else 4, num_stages=1, strategy="skinny")
-    if role == "output" and wide == 1 and n >= 2048 and k % 8 == 0:
+    if role == "output" and wide == 1 and n >= 2048:
         if k <= 4096:
             return Config(1, 4, min(block_k, 2048), num_warps=8, num_stages=4, strategy="skinny")
         if n < 4096:

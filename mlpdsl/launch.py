@@ -16,14 +16,15 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from mlpdsl import triton_cache
 from mlpdsl.agreement import GRANULE
 from mlpdsl.backends import interpreting
+from mlpdsl.codegen import few_rows
 from mlpdsl.codegen.plan import Config
 from mlpdsl.library import product
 from mlpdsl.tape import recorder
 
 __all__ = [
     "DIRECT", "POINTWISE", "Launch", "blocks", "describe", "describe_pair", "describe_planes", "descriptor", "distance", "empty",
-    "empty_like", "empty_padded", "empty_planes", "fits_pair", "fits_tma", "following", "overlaps", "product", "programs", "run",
-    "second_first", "tiles",
+    "empty_like", "empty_padded", "empty_planes", "fits_pair", "fits_tma", "following", "overlaps", "period", "product", "programs",
+    "run", "second_first", "tiles",
 ]  # fmt: skip
 
 POINTWISE: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}
@@ -161,6 +162,14 @@ def tiles(config: Launch, rows: int, columns: int) -> int:
 def blocks(config: Launch, rows: int, columns: int) -> tuple[int, int]:
     """How many blocks cover the rows, and the columns."""
     return -(-rows // config.block_m), -(-columns // config.block_n)
+
+
+def period(*weights: torch.Tensor) -> int:
+    """How many rows apart rows of the weights lie alike to multiples of 16 bytes; 1 where 16 of their bytes cannot be loaded at
+    once: columns that are not dense, or a first row that begins elsewhere."""
+    if weights[0].stride(1) != 1 or any(t.data_ptr() % GRANULE for t in weights):
+        return 1
+    return few_rows.period(weights[0].stride(0), GRANULE // weights[0].element_size())
 
 
 @cache

@@ -19,6 +19,7 @@ from mlpdsl.codegen import narrow
 from mlpdsl.codegen.config import choose, padded, usual
 from mlpdsl.codegen.config import library as library_config
 from mlpdsl.codegen.emit.triton import Arg, Kernel, Module, emit
+from mlpdsl.codegen.few_rows import granule, period
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, Linear, Plan
 from mlpdsl.errors import ShapeError, UnsupportedError, describe
@@ -191,6 +192,7 @@ def _compile(
         values |= {"N": n, "K": k, "PLANES": linear.planes, "PARTIAL": config.splits > 1, "GROUP_M": config.group_m}
         values |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
         values |= {"SAVE": True, "EMIT_HIDDEN": True, "SUM_BIAS": True, "SPLITS": config.splits, "STAGES": config.num_stages}
+        values["PERIOD"] = period(linear.width_in, granule(plan.dtype))
         overlaps = plan.target.kind == "cuda" and int(plan.target.arch) >= 90
         values |= {"OVERLAPS": overlaps, "FOLLOWS": overlaps and (stage > 0 or config.strategy == "library")}
     if kernel.role == "network":

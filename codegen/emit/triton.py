@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from mlpdsl.codegen import narrow
 from mlpdsl.codegen.expr.graph import Expr
+from mlpdsl.codegen.few_rows import granule
 from mlpdsl.codegen.plan import Linear, Plan
 
 from .functions import Function, Idiom, Language, OperandView, device_functions, operand_views
@@ -201,6 +202,11 @@ class Module:
         return _by_pointer(self.plan, role)
 
     @property
+    def granule(self) -> int:
+        """How many elements are 16 bytes."""
+        return granule(self.plan.dtype)
+
+    @property
     def reciprocal(self) -> bool:
         """Whether any device function calls `reciprocal`."""
         return any("reciprocal(" in line for function in self.functions for line in (*function.lines, *function.returns))
@@ -357,7 +363,7 @@ def _forward_args(plan: Plan, path: str, hidden: bool, operands: Sequence[Operan
         name = "preact" if hidden else "tile"
         args += _tensor(plan, path, name, ("1", *out), "pmn")
     sizes = {"row": (*_TILE[1:3], _STAGES), "skinny": (*_TILE[:3], _SPLITS)}.get(path)
-    flags = _constexprs("N", "K", *(("SAVE",) if save else ()), *(() if sizes is None else ("OVERLAPS", "FOLLOWS")))
+    flags = _constexprs("N", "K", *(("SAVE",) if save else ()), *(() if sizes is None else ("OVERLAPS", "FOLLOWS", "PERIOD")))
     return (*args, _ROWS, *flags, *(_TILE if sizes is None else sizes))
 
 

@@ -11,6 +11,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from mlpdsl.agreement import GRANULE
+
 __all__ = ["BITS", "GUARD", "LAYOUTS", "WEIGHT_LAYOUTS", "CallError", "Guards", "bits", "guarded_allocations", "place", "same_bits"]
 
 GUARD = 4096
@@ -65,7 +67,9 @@ def place(values: Tensor, layout: str = "dense", swap: bool = False, guard: int 
     if shape:
         strides.append(col)
     extent = 1 + sum(max(n - 1, 0) * s for n, s in zip(shape, strides, strict=True))
-    buffer = torch.full((2 * guard + start + extent,), torch.nan, dtype=values.dtype, device=values.device)
+    granule = GRANULE // values.element_size()  # of which kernels read the rest beside a weight's last element, as one vector
+    size = -(-(2 * guard + start + extent) // granule) * granule
+    buffer = torch.full((size,), torch.nan, dtype=values.dtype, device=values.device)
     own = [min(n, 1) if s == 0 else n for n, s in zip(shape, strides, strict=True)]
     buffer.as_strided(own, strides, guard + start).copy_(values[tuple(slice(n) for n in own)])
     return buffer.as_strided(shape, strides, guard + start)

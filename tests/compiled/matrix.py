@@ -80,7 +80,8 @@ SPECS = {
 }  # fmt: skip
 
 ROWS = {
-    "swiglu-4096x14336": (4096, 64, 16, 1), "gated-everything": (4096, 1), "minilm-384x1536": (4096, 1), "odd": (4096, 1024, 64, 1),
+    "swiglu-4096x14336": (4096, 64, 16, 1), "gated-everything": (4096, 1), "minilm-384x1536": (4096, 1),
+    "odd": (4096, 1024, 64, 16, 1),
 }  # fmt: skip
 """How many rows a call has, where it is not 4096 alone."""
 

@@ -108,16 +108,27 @@ def test_first_linears_on_hopper(m: int, n: int, k: int, planes: int, wanted: di
 @pytest.mark.parametrize(("m", "n", "k", "strategy"), [
     (1, 1024, 4096, "skinny"), (16, 1024, 4096, "skinny"), (32, 1024, 4096, "skinny"), (64, 1024, 4096, "library"),
     (32, 2048, 8192, "skinny"), (32, 2048, 16384, "library"), (64, 4096, 14336, "skinny"), (64, 64, 64, "skinny"),
-    (13, 577, 1111, "library"), (1, 577, 1111, "skinny"), (4096, 1024, 4096, "library"), (4093, 577, 1111, "padded"),
-    (100, 577, 1111, "library"),
+    (13, 577, 1111, "skinny"), (64, 1021, 2749, "skinny"), (1, 577, 1111, "skinny"), (4096, 1024, 4096, "library"),
+    (4093, 577, 1111, "padded"), (100, 577, 1111, "library"),
 ])  # fmt: skip
 def test_last_linears_on_hopper(m: int, n: int, k: int, strategy: str) -> None:
     assert usual("output", m, n, k).strategy == strategy
 
 
-def test_one_row_of_float32_whose_rows_are_no_whole_16_bytes_is_the_librarys() -> None:
-    assert usual("hidden", 1, 1111, 333, dtype="float32").strategy == "library"
-    assert usual("hidden", 1, 1111, 332, dtype="float32").strategy == "skinny"
+@pytest.mark.parametrize("target", CUDA, ids=lambda t: t.name)
+def test_few_rows_are_never_the_librarys_where_rows_of_weights_are_no_whole_16_bytes(target: Any) -> None:
+    for m, n, k, planes in itertools.product(ROWS, WIDTHS, (1, 13, 101, 333, 2749, 14335), (1, 2)):
+        for role in ("hidden", "output") if planes == 1 else ("hidden",):
+            assert usual(role, m, n, k, planes, target=target).strategy == "skinny", (role, m, n, k)
+        assert usual("hidden", 1, n, k, planes, dtype="float32", target=target).strategy == "skinny", (n, k)
+
+
+def test_one_row_in_one_piece_has_room_for_what_lies_before_it() -> None:
+    """A row may begin 7 elements after a multiple of 16 bytes, of float32 3."""
+    pieces = {k: few_rows.skinny("hidden", 1, 1024, k, dtype="bfloat16", planes=1, target=SM_90) for k in (1016, 1017, 1021, 1024)}
+    assert {k: c and c.block_k for k, c in pieces.items()} == {1016: 1024, 1017: 1024, 1021: 2048, 1024: 1024}
+    wide = {k: few_rows.skinny("hidden", 1, 1024, k, dtype="float32", planes=1, target=SM_90) for k in (1020, 1021, 1023, 1024)}
+    assert {k: c and c.block_k for k, c in wide.items()} == {1020: 1024, 1021: 1024, 1023: 2048, 1024: 1024}
 
 
 def test_whether_the_library_multiplies_does_not_depend_on_the_path() -> None:
