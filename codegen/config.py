@@ -50,7 +50,7 @@ def usual(
     if dtype == "float32" and not exact and few and role in ("hidden", "output"):  # TF32: many tiles in place of few
         return Config(16, 32, 64, num_warps=8, num_stages=4) if m <= 16 else Config(32, 16, 32, num_warps=8, num_stages=4)
     if chosen.strategy == "skinny":
-        slower = _long(role, m, n, k)
+        slower = _long(role, m, n, k, planes)
     else:
         if role == "hidden":
             fused = _fused(m, n, k, planes, target)
@@ -71,10 +71,12 @@ def _worth_a_kernel(role: str, m: int, n: int, k: int) -> bool:
     return role == "output" and k % 8 == n % 8 == 0 and ((k >= 8192 and m >= 1024) or (n <= 1024 and k >= 2048 and 64 < m <= 512))
 
 
-def _long(role: str, m: int, n: int, k: int) -> bool:
+def _long(role: str, m: int, n: int, k: int, planes: int) -> bool:
     """Whether the library's product is faster than a kernel for few rows: a long sum for a narrow output, with rows enough for the
-    library's split of it, and those of the weight of whole 16 bytes."""
-    return role == "output" and k % 8 == 0 and m > 16 and n < 4096 <= 2 * k and (m > 32 or (n >= 2048 and k > 8192))
+    library's split of it; earlier where each program would read so many rows of x element by element."""
+    if m > 16 and k % 8:
+        return m * n * k * planes >= ragged.MANY or (role == "output" and k > 512)
+    return role == "output" and m > 16 and n < 4096 <= 2 * k and (m > 32 or (n >= 2048 and k > 8192))
 
 
 def _fused(m: int, n: int, k: int, planes: int, target: Target) -> bool:

@@ -84,17 +84,17 @@ def _sixteen(m: int, n: int, k: int, planes: int, target: Target) -> Config:
 
 
 def _ragged(m: int, n: int, k: int, target: Target, planes: int) -> Config:
-    """Rows of no whole 16 bytes. Weights are loaded as others are, x element by element, at the step that multiplies them: for many
-    rows that is most of the work, and takes twice the warps, and fewer programs. Not timed yet."""
+    """Rows of no whole 16 bytes. Weights are loaded as others are; x, element by element, is most of the work: small steps, or where
+    columns are few, as many warps as share a long one."""
     reach = k + granule("bfloat16") - 1
     if k < 256:  # in one step, or two
         return _steps(m, n, reach, target, planes, 16, 128, 3)
     if m > 16:
         config = _steps(m, n, reach, target, planes, 32 if planes == 2 or n >= 4096 else 16, 128, 4)
         return replace(config, num_warps=8)
-    if planes == 2 or n >= 4096:
-        return _steps(m, n, reach, target, planes, 16 if n < 8192 else 32, 256 if n < 8192 else 128, 4)
-    return _steps(m, n, reach, target, planes, 8, 256, 6, splits=4)
+    if planes == 1 and n < 4096 and k > 512:
+        return replace(_steps(m, n, reach, target, 1, 8, 512, 3, splits=8), num_warps=8)
+    return _steps(m, n, reach, target, planes, 16 if n < 8192 else 32, 128, 4)
 
 
 def _sixty_four(m: int, n: int, k: int, planes: int, target: Target) -> Config:
@@ -169,6 +169,8 @@ def _one_row(role: str, n: int, k: int, dtype: str, planes: int) -> Config:
         whole = n < 2048 or wide == 2
     else:  # a large layer's rows where they nearly fill what is a power of two
         whole = planes * n * k < 2**24 or (planes == 2 and 5 * k >= 4 * block_k)
+    if whole and k % size:  # x, shifted, is read by every program: few of them
+        return Config(1, min(4, 16384 // (wide * planes * block_k)), block_k, num_warps=4, num_stages=1, strategy="skinny")
     if whole:
         block_n = min(block_n, 16384 // (wide * block_k))
         if planes * n * k >= 2**24:  # gate and up of a large layer, a row of each at a time

@@ -6,6 +6,8 @@ by what was timed on an H200 (benchmarks/results/searches-h200.json); none in fl
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .few_rows import power_of_two
 from .plan import Config, Plan
 
@@ -20,7 +22,7 @@ RESIDENT = 64
 DEEPEST = 8
 """The most linears: each is text of its own, and compiled."""
 
-MOST_ROWS = 4096
+MOST_ROWS = 16384
 """The most rows where weights are read for each tile: beyond, a kernel a linear reads them less often."""
 
 
@@ -65,11 +67,16 @@ def network(plan: Plan, m: int, batch_invariant: bool = False) -> Config | None:
     for every m, and only where that is fast for all."""
     if not printed(plan):
         return None
-    if resident(plan):
-        if plan.gated and plan.target.name != "sm_90":  # two accumulators, and registers for one
-            return _config(plan, 32, stages=3, residency=2)
-        return _config(plan, 64, stages=3, residency=3 if m >= 2**18 and not batch_invariant else 2)
-    return _config(plan, 16) if m <= MOST_ROWS and not batch_invariant else None
+    if not resident(plan):  # one row is for sums without matrix instructions
+        return None if batch_invariant or not 1 < m <= MOST_ROWS else _config(plan, 16 if m <= 2048 else 32)
+    if m <= 8192 and not batch_invariant:  # many small programs, of which none has much to wait for
+        stops = plan.target.name in ("sm_100", "sm_103")  # ptxas, at 80 registers, and spills a few bytes
+        return replace(_config(plan, 16, residency=8), registers=128 if stops else 0)
+    if plan.target.name != "sm_90":
+        return _config(plan, 32 if plan.gated else 64, stages=3, residency=2)  # of two accumulators registers hold half
+    if m < 2**18 or batch_invariant or len(plan.linears) > 4:
+        return _config(plan, 128, num_warps=8, stages=2, residency=2)
+    return _config(plan, 64, stages=3, residency=3)
 
 
 def interpreted(plan: Plan) -> Config | None:
@@ -77,8 +84,6 @@ def interpreted(plan: Plan) -> Config | None:
     return _config(plan, 32) if printed(plan) else None
 
 
-def _config(plan: Plan, block_m: int, stages: int = 1, residency: int = 1) -> Config:
-    first, last = plan.linears[0], plan.linears[-1]
-    return Config(
-        block_m, padded(last.width_out), padded(first.width_in), num_stages=stages, residency=residency, strategy="whole_network"
-    )
+def _config(plan: Plan, block_m: int, num_warps: int = 4, stages: int = 1, residency: int = 1) -> Config:
+    first, last = padded(plan.linears[0].width_in), padded(plan.linears[-1].width_out)
+    return Config(block_m, last, first, num_warps=num_warps, num_stages=stages, residency=residency, strategy="whole_network")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from mlpdsl.target import Target
 
-from .few_rows import PROCESSORS, power_of_two, tiles_of
+from .few_rows import PROCESSORS, SKINNY_ROWS, power_of_two, tiles_of
 from .plan import Config
 
-__all__ = ["last", "masked", "worth_a_kernel", "worth_copies"]
+__all__ = ["MANY", "last", "masked", "worth_a_kernel", "worth_copies"]
+
+MANY = 3 * 2**24
+"""Multiplications of 17 to 64 rows of x, in whose kernels of few rows x is most of the work."""
 
 
 def worth_a_kernel(m: int, n: int, k: int, target: Target) -> bool:
@@ -21,9 +24,13 @@ def worth_a_kernel(m: int, n: int, k: int, target: Target) -> bool:
 def worth_copies(role: str, m: int, n: int, k: int, planes: int, target: Target) -> bool:
     """Whether a product is so large that copies of its operands, which descriptors fit, cost less than masked loads, or than the
     library's product of operands as they are, on an H200."""
-    if target.name != "sm_90" or min(m, n, k) <= 64:
+    if target.name != "sm_90" or min(n, k) <= 64 or m <= 16:
         return False
-    return m * n * k * planes >= (2**24 if role in ("hidden", "output") else 2**29)
+    if role not in ("hidden", "output"):
+        return m > 64 and m * n * k * planes >= 2**29
+    if m <= SKINNY_ROWS:  # kernels for few rows read weights of odd widths as they lie
+        return k % 8 > 0 and m * n * k * planes >= MANY
+    return m * n * k * planes >= 2**24
 
 
 def masked(block_m: int, m: int, n: int, k: int, planes: int) -> Config:

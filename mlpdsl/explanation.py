@@ -189,7 +189,7 @@ def _reasons(
 
 def _too_many(batch_invariant: bool) -> tuple[str, ...]:
     wide = f"beyond widths of {narrow.RESIDENT}"
-    return (f"{wide} batch_invariant has none" if batch_invariant else f"{wide} for {narrow.MOST_ROWS} rows at most",)
+    return (f"{wide} batch_invariant has none" if batch_invariant else f"{wide} for 2 to {narrow.MOST_ROWS} rows",)
 
 
 def _has_skinny(plan: Plan, m: int) -> bool:

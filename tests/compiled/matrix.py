@@ -81,7 +81,7 @@ SPECS = {
 
 ROWS = {
     "swiglu-4096x14336": (4096, 64, 16, 1), "gated-everything": (4096, 1), "minilm-384x1536": (4096, 1),
-    "odd": (4096, 1024, 64, 16, 1),
+    "odd": (4096, 1024, 64, 16, 1), "narrow-gated": (4096, 2**14, 2**18), "narrow-128": (4096, 256),
 }  # fmt: skip
 """How many rows a call has, where it is not 4096 alone."""
 

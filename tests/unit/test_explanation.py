@@ -98,7 +98,7 @@ def test_reasons_against_padded() -> None:
     found = mlpdsl.explain(RAGGED, 4096, "sm_90")
     assert found.strategy == "padded" and {c.strategy for c in found.config.values()} == {"padded"}
     assert "\n  hidden[0]          padded, tile " in str(found)
-    assert why(RAGGED, 65)["padded"] == ("the rule takes it for no product of forward here",)
+    assert why(RAGGED, 16)["padded"] == ("the rule takes it for no product of forward here",)
     assert why(GATED, 4096)["padded"] == ("every row of every tensor is of whole 16 bytes",)
     assert why(PLAIN, 4096)["padded"] == ("float32 takes masked loads",)
     assert why(RAGGED, 4096, "sm_80")["padded"] == ("sm_80 has no tensor memory accelerator",)
@@ -117,12 +117,12 @@ def test_narrow_mlps_are_one_launch() -> None:
     assert found.strategy == "whole_network" and found.source == "heuristic" and found.predicted_us is None
     assert next(iter(found.config)) == "network" and "hidden[0]" not in found.config
     assert "hidden_grad[2]" in found.config  # backward goes linear by linear
-    assert "\n  network            whole_network, tile 64x32x64, 4 warps" in str(found)
+    assert "\n  network            whole_network, tile 16x32x64, 4 warps" in str(found)
     assert why(NARROW, 4096)["two_stage"] == why(NARROW, 1)["skinny"] == ("all linears are one launch",)
     assert mlpdsl.explain(NARROW, 10**6, "sm_90", batch_invariant=True).strategy == "whole_network"
     wider = NARROW.replace(dims=(50, 128, 30, 20))
     assert mlpdsl.explain(wider, 4096, "sm_80").strategy == "whole_network"
-    assert why(wider, 4097)["whole_network"] == ("beyond widths of 64 for 4096 rows at most",)
+    assert why(wider, 16385)["whole_network"] == ("beyond widths of 64 for 2 to 16384 rows",)
     assert why(wider, 1, batch_invariant=True)["whole_network"] == ("beyond widths of 64 batch_invariant has none",)
     assert why(NARROW.replace(dims=(50, 129, 20)), 1)["whole_network"] == ("a width of 129, and 128 at most find room",)
     assert why(NARROW.replace(dims=(9,) * 10), 1)["whole_network"] == ("9 linears, and 8 at most are printed",)
