@@ -84,8 +84,8 @@ def _sixteen(m: int, n: int, k: int, planes: int, target: Target) -> Config:
 
 
 def _ragged(m: int, n: int, k: int, target: Target, planes: int) -> Config:
-    """Rows of no whole 16 bytes. Weights are loaded as others are; x, element by element, is most of the work: small steps, or where
-    columns are few, as many warps as share a long one."""
+    """Rows of no whole 16 bytes. Weights are loaded as others are; x, element by element, is most of the work: small steps, or,
+    where columns are few, as many warps as share a long one."""
     reach = k + granule("bfloat16") - 1
     if k < 256:  # in one step, or two
         return _steps(m, n, reach, target, planes, 16, 128, 3)
