@@ -87,9 +87,13 @@ def _fused(m: int, n: int, k: int, planes: int, target: Target) -> bool:
     if planes == 2 and target.name != "sm_90":
         return not 128 < m < 512
     if planes == 2:
-        if m <= 128 or k <= 1024 <= m:
+        if m <= SKINNY_ROWS or k <= 1024 <= m:
             return True
+        if m <= 128:  # the weights are most of the traffic, but for a last wave that is nearly empty
+            return _filled(_hopper_hidden(m, n, k, 2), m, n) >= 0.6
         large = _long_sum(m, n, 2)
+        if _deep(m, n, k):
+            return True
         tiles = (large,) if k > 4096 else (_two(2), _low(2) if m < 1024 else large)
         return max(_filled(tile, m, n) for tile in tiles) >= (0.9 if m < 1024 else 0.85)
     if m <= SKINNY_ROWS:  # of those, what skinny has no kernel for
@@ -315,6 +319,16 @@ def _low(planes: int) -> Config:
     return Config(64, 256 // planes, 64, num_warps=8, num_stages=5)
 
 
+_DEEP = Config(128, 64, 64, num_warps=8, num_stages=6)
+"""Gate and up of half as many columns, with twice as much on its way: of long sums, another number of tiles."""
+
+
+def _deep(m: int, n: int, k: int) -> bool:
+    """Whether gate and up of a few hundred rows are for `_DEEP`: its waves are full, the large tile's are not."""
+    full = _filled(_DEEP, m, n) * m / (_DEEP.block_m * -(-m // _DEEP.block_m))
+    return k > 4096 and 128 < m <= 256 and full >= 0.9 > _filled(_long_sum(m, n, 2), m, n)
+
+
 def _long_sum(m: int, n: int, planes: int) -> Config:
     """Where the product is nearly all there is: the largest tile that there are enough of."""
     wide = planes == 2 or tiles_of(128, 256, m, n) >= PROCESSORS
@@ -333,6 +347,8 @@ def _hopper_hidden(m: int, n: int, k: int, planes: int) -> Config:
     two, low, large = _two(planes), _low(planes), _long_sum(m, n, planes)
     # For a while, two programs a multiprocessor are as fast or faster; once the power limit is reached, one of large tiles is,
     # because it reads less: 1 to 6% of whole calls at K from 2048 to 4096.
+    if planes == 2 and _deep(m, n, k):
+        return _DEEP
     if k > 2048 * planes or (planes == 2 and k >= 2048 and m >= 1024 and _filled(large, m, n) > 0.9):
         return large
     if planes == 2 and n <= 128:  # `two` would spill where users' functions meet odd widths

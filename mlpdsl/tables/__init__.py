@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlpdsl.codegen import config as rule
+from mlpdsl.codegen.few_rows import PROCESSORS, tiles_of
 from mlpdsl.codegen.plan import Config, Plan
 from mlpdsl.errors import MLPError
 
-__all__ = ["NOISE", "SCHEMA", "VARIABLE", "Decision", "Point", "Product", "Row", "TableError", "best_path", "decide", "find",
-           "forget", "has_rows", "merge", "read", "write"]  # fmt: skip
+__all__ = ["NOISE", "SCHEMA", "VARIABLE", "Decision", "Point", "Product", "Row", "TableError", "as_full", "best_path", "decide",
+           "find", "forget", "has_rows", "merge", "read", "write"]  # fmt: skip
 
 VARIABLE = "MLPDSL_TABLES"
 """The environment variable: a table's path, a folder of tables, or "off"."""
@@ -117,7 +118,7 @@ def decide(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_invar
     planes = product.planes
     by_rule = rule.choose(role, path, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
     found = find(plan.target.name, product, at)
-    if found is not None and found[1].config is not None:
+    if found is not None and found[1].config is not None and as_full(found[1].config, product, found[1].m, at):
         row, chosen = found[0], found[1].config
         if chosen.strategy == "library":
             fits = None if ours else rule.library(role, rows, n, dtype=plan.dtype, planes=planes) and chosen
@@ -135,6 +136,23 @@ def decide(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_invar
         return Decision(by_rule, None)
     words = {"dtype": plan.dtype, "precision": plan.precision, "planes": planes, "target": plan.target}
     return Decision(rule.usual(role, path, rows, n, k, epilogue=product.epilogue, **words), None)
+
+
+def as_full(config: Config, product: Product, measured: int, m: int) -> bool:
+    """Whether a config that was timed with `measured` rows of x keeps processors about as busy with m: all waves of its tiles, the
+    last one's too, filled to eight ninths of what they were. Else another config may be far faster, and nothing was measured.
+
+    Up to 64 rows wait for weights, however full tiles are; the library has tiles of its own; weight gradients have the same for
+    every m.
+    """
+    if config.strategy not in ("two_stage", "padded") or product.role == "weight_grad" or max(m, measured) <= rule.SKINNY_ROWS:
+        return True
+
+    def rows_a_wave(rows: int) -> float:
+        tiles = tiles_of(config.block_m, config.block_n, rows, product.n)
+        return rows / math.ceil(tiles / (PROCESSORS * config.residency))
+
+    return 9 * rows_a_wave(m) >= 8 * rows_a_wave(measured)
 
 
 def find(target: str, product: Product, m: int) -> tuple[Row, Point] | None:

@@ -163,11 +163,24 @@ def test_a_file_that_is_not_there_is_one_warning(
 def test_m_is_searched_in_log_space_inside_the_range_alone(user: Any) -> None:
     other = replace(TILE, num_stages=2)
     user(row(GATED, "hidden", {4: TILE, 64: None, 1024: other}))
-    found = {m: decided(GATED, "hidden", m) for m in (1, 3, 4, 15, 16, 17, 64, 255, 257, 1024, 1025, 4096)}
+    found = {m: decided(GATED, "hidden", m) for m in (1, 3, 4, 15, 16, 17, 64, 255, 352, 1024, 1025, 4096)}
     default = {m: by_rule(GATED, "hidden", m) for m in found}
     assert [m for m in found if found[m] == TILE] == [4, 15, 16]  # the tie at 16 goes down
-    assert [m for m in found if found[m] == other] == [257, 1024]
+    assert [m for m in found if found[m] == other] == [352, 1024]
     assert all(found[m] == default[m] for m in (1, 3, 17, 64, 255, 1025, 4096))
+
+
+def test_a_config_holds_where_its_waves_are_as_full(user: Any) -> None:
+    """At 256 rows two rows of tiles are a full wave; a third, or half of them empty, takes as long again for little."""
+    spec = MLPSpec(dims=(512, 8192, 512), activation="silu", dtype="bfloat16")
+    tile = Config(128, 128, 64, num_warps=8, num_stages=5)
+    user(row(spec, "hidden", {64: tile, 256: tile, 4096: tile}, 0), row(spec, "output", {128: LIBRARY, 256: LIBRARY}, 1))
+    found = [m for m in (64, 65, 90, 129, 192, 220, 228, 256, 257, 300, 1100, 3800, 4096) if decided(spec, "hidden", m) == tile]
+    assert found == [64, 65, 90, 228, 256, 3800, 4096]
+    assert all(decided(spec, "output", m) == LIBRARY for m in (128, 181, 182, 256))  # which has tiles of its own
+    # A weight gradient sums over the batch: its tiles are the same for every number of rows.
+    user(row(GATED, "weight_grad", {256: replace(TILE, splits=2), 4096: TILE}, 1))
+    assert decided(GATED, "weight_grad", 900) == replace(TILE, splits=2)
 
 
 def test_only_the_very_product(user: Any) -> None:
@@ -204,7 +217,7 @@ def test_what_the_library_must_not_do_no_table_makes_it_do(user: Any) -> None:
 
 
 def test_batch_invariant(user: Any) -> None:
-    user(row(GATED, "hidden", {128: TILE, 256: TILE}), row(GATED, "output", {128: LIBRARY, 256: LIBRARY}),
+    user(row(GATED, "hidden", {128: None, 192: TILE}), row(GATED, "output", {128: LIBRARY, 256: LIBRARY}),
          row(GATED, "hidden_grad", {1: TILE, 64: TILE}), row(GATED, "weight_grad", {16: LIBRARY}, 1))  # fmt: skip
     assert {decided(GATED, "hidden", m, batch_invariant=True) for m in (1, 16, 192, 9999)} == {TILE}
     for role in ("output", "hidden_grad"):
@@ -375,7 +388,7 @@ PADDED = Config(64, 128, 64, num_warps=4, num_stages=3, strategy="padded")
 
 def test_one_on_copies_is_for_rows_of_no_whole_16_bytes(user: Any) -> None:
     """On the path that aligned tensors take there, and on no other."""
-    everywhere = {1: PADDED, 4096: PADDED}
+    everywhere = {1: PADDED, 100: PADDED, 4096: PADDED}
     ragged = [row(RAGGED, role, everywhere) for role in ("hidden", "output", "hidden_grad")]
     user(*ragged, row(GATED, "hidden", everywhere), row(PLAIN, "hidden", everywhere))
     for m in (1, 100, 4096):
