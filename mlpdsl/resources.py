@@ -18,7 +18,8 @@ from mlpdsl.backends import interpreting
 from mlpdsl.codegen import narrow
 from mlpdsl.codegen.config import choose, padded, usual
 from mlpdsl.codegen.config import library as library_config
-from mlpdsl.codegen.emit.triton import Arg, Kernel, Module, emit
+from mlpdsl.codegen.emit.triton import Module, emit
+from mlpdsl.codegen.emit.triton_kernels import Arg, Kernel
 from mlpdsl.codegen.few_rows import granule, period
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, Linear, Plan

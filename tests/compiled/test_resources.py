@@ -21,7 +21,8 @@ from mlpdsl import resources as module
 from mlpdsl.backends import BACKENDS, interpreting
 from mlpdsl.codegen import narrow
 from mlpdsl.codegen.config import choose, padded, usual
-from mlpdsl.codegen.emit.triton import Arg, emit
+from mlpdsl.codegen.emit.triton import emit
+from mlpdsl.codegen.emit.triton_kernels import Arg
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config
 from mlpdsl.resources import compiled, resources
