@@ -25,6 +25,8 @@ help: ## List the targets
 demo: $(STAMP) ## Run the demo: no GPU needed
 	$(BIN)/python examples/demo.py
 
+# On matrices this small a second thread of torch's costs more than it saves, and two processes share two processors already.
+test: export OMP_NUM_THREADS = 1
 test: lint ## Lint, types, and every test that needs no GPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/interpreted
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 tests/pallas

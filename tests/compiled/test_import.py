@@ -70,24 +70,40 @@ def test_the_ground_floor_imports_the_standard_library_alone(python: Python, cod
 
 
 def test_twenty_mlps_cost_less_than_50_ms_at_import(python: Python) -> None:
+    """Each time in a process that has imported torch and nothing of mlpdsl: a fork of one, as importing torch takes far longer."""
     timed = """
-import json, os, sys, time
+import json, os, sys, time, traceback
 import torch, triton, jinja2
 # An installed package has its bytecode beside it, whatever this environment says of writing any.
 sys.dont_write_bytecode, sys.pycache_prefix = False, os.path.abspath("bytecode")
-start = time.perf_counter()
-import models
-took = time.perf_counter() - start
-from mlpdsl.source import source_text
-print(json.dumps([took * 1e3, len(models.MLPS), source_text.cache_info().currsize]))
+runs, most = [], int(os.environ["MOST"])
+while len(runs) < most and (not runs or runs[-1][0] > 50):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            start = time.perf_counter()
+            import models
+            took = time.perf_counter() - start
+            from mlpdsl.source import source_text
+            said = [took * 1e3, len(models.MLPS), source_text.cache_info().currsize]
+            os.write(writing, json.dumps(said).encode())
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with open(reading) as pipe:
+        runs.append(json.load(pipe))
+assert "models" not in sys.modules and "mlpdsl" not in sys.modules
+print(json.dumps(runs))
 """
-    _, count, rendered = python(timed)
+    ((_, count, rendered),) = python(timed, MOST="1")
     assert (count, rendered) == (20, 20)  # the cache was cold
-    took: list[float] = []
-    while len(took) < 40 and (not took or took[-1] > 50):
-        milliseconds, count, rendered = python(timed)
-        assert (count, rendered) == (20, 0)  # and now is warm: nothing is rendered
-        took.append(milliseconds)
+    runs = python(timed, MOST="40")
+    assert all(each[1:] == [20, 0] for each in runs)  # and now is warm: nothing is rendered
+    took = [milliseconds for milliseconds, *_ in runs]
     assert min(took) <= 50, f"milliseconds, in {len(took)} runs: {took}"
 
 

@@ -1,10 +1,17 @@
-"""Fixtures of the tests of recorded calls."""
+"""A quicker interpreter, and fixtures of the tests of recorded calls."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests import support
+
+if support.INTERPRETING:
+    from tests.interpreted import quick
+
+    quick.install()
 
 if TYPE_CHECKING:
     from mlpdsl.tape import Tape

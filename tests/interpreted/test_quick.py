@@ -1,0 +1,158 @@
+"""The quicker interpreter of these tests is the one that users get: same bits, same types, same refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests import support
+
+if not support.INTERPRETING:
+    pytest.skip(support.NO_INTERPRETER, allow_module_level=True)
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter as triton_interpreter
+
+import mlpdsl
+from mlpdsl import MLPSpec
+from mlpdsl.testing.calls import bits, make_call
+from tests.interpreted import quick
+
+core: Any = tl.core
+
+SPECS = [
+    MLPSpec(dims=(24, 40, 16), activation="gelu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual", "silu")),
+    MLPSpec(dims=(13, 33, 9), activation="mish", bias=True, dtype="float16", epilogue=("layer_scale", "scale")),
+    MLPSpec(dims=(20, 24, 40, 17), activation="tanh", precision="tf32"),
+    MLPSpec(dims=(24, 24, 24), activation="silu", gated=True, dtype="float32", precision="ieee"),
+]
+
+
+def said(specs: list[MLPSpec]) -> str:
+    """A digest of the bits of every result and gradient."""
+    known = hashlib.sha256()
+    for spec in specs:
+        y, grads = make_call(spec, (37,), 3).gradients(mlpdsl.compile(spec, backend="triton"))
+        for tensor in (y, *grads.values()):
+            known.update(bits(tensor.contiguous()).numpy().tobytes())
+    return known.hexdigest()
+
+
+def test_bits_are_those_of_the_interpreter_that_users_get() -> None:
+    """In a process of its own, where this folder's conftest has changed nothing."""
+    code = (
+        "import sys; from tests.interpreted import test_quick as here; from triton.runtime import interpreter;"
+        " assert interpreter.interpreter_builder.options.sanitize_overflow; print(here.said(here.SPECS))"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.strip() == said(SPECS)
+    assert not triton_interpreter.interpreter_builder.options.sanitize_overflow
+
+
+def test_overflow_is_computed_only_for_an_assertion_that_is_on() -> None:
+    plain = triton_interpreter.InterpreterOptions()
+    assert plain.sanitize_overflow and not plain.debug, "what is said to be never read"
+    assert not quick.without_unread_checks(plain).sanitize_overflow
+    assert quick.without_unread_checks(replace(plain, debug=True)).sanitize_overflow
+
+
+ELEMENTS = [tl.int1, tl.int32, tl.int64, tl.float16, tl.bfloat16, tl.float32, tl.float64, tl.float8e5, tl.pointer_type(tl.bfloat16)]
+SHAPES = [[1], [16], [16, 1], [1, 16], [8, 16], [2, 4, 8], core.tuple([4, 4]), [core.constexpr(4), 8]]
+
+
+def made(element: Any, shape: Any) -> list[Any]:
+    """What a block and a tensor say of themselves."""
+    block = core.block_type(element, shape)
+    tensor = tl.tensor(None, block)
+    assert block.scalar is block.element_ty is element and tensor.type is block and tensor.dtype is element
+    sizes = [type(each) for each in (*block.shape, *tensor.shape)]
+    whole = (block.shape, tensor.shape, tensor.numel)
+    return [str(block), block.numel, [*map(str, whole)], sizes, [type(each) for each in whole]]
+
+
+def test_types_are_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of blocks and tensors, made for the first time and again."""
+    every = [(element, shape) for element in ELEMENTS for shape in SHAPES]
+    first, again = [made(*each) for each in every], [made(*each) for each in every]
+    kinds = [triton_interpreter._get_np_dtype(each) for each in [*ELEMENTS, *(core.block_type(*each) for each in every)]]
+    own = inspect.getclosurevars(triton_interpreter._get_np_dtype).nonlocals["original"]
+    for kind in (core.block_type, core.tensor):
+        monkeypatch.setattr(kind, "__init__", inspect.getclosurevars(kind.__init__).nonlocals["original"])
+    assert first == again == [made(*each) for each in every]
+    assert kinds == [own(each) for each in [*ELEMENTS, *(core.block_type(*each) for each in every)]]
+
+
+def test_a_scalar_has_no_shape() -> None:
+    for _ in range(2):
+        scalar = tl.tensor(None, tl.int32)
+        assert len(scalar.shape) == 0 and scalar.numel.value == 1 and not scalar.type.is_block()
+
+
+@pytest.mark.parametrize(
+    ("shape", "error"), [([3], ValueError), ([], TypeError), ([2.0], TypeError), ([True, 3], ValueError), ((2,), AssertionError)]
+)
+def test_refused_blocks_stay_refused(shape: list[Any], error: type[Exception]) -> None:
+    core.block_type(tl.float32, [2])
+    for _ in range(2):
+        with pytest.raises(error):
+            core.block_type(tl.float32, shape)
+
+
+def test_types_compare_as_they_did() -> None:
+    assert tl.float32 == tl.float32 and tl.float32 != tl.bfloat16 and tl.float32 != "fp32"
+    assert tl.float32 == core.constexpr(tl.float32)
+    assert core._unwrap_if_constexpr(core.constexpr(3)) == 3 == core._unwrap_if_constexpr(3)
+    assert core._unwrap_if_constexpr([core.constexpr(3), 4]) == [3, 4]
+    assert core._unwrap_if_constexpr((core.constexpr(3), 4)) == (3, 4)
+
+
+def test_shapes_that_differ_are_broadcast_or_refused() -> None:
+    semantic = triton_interpreter.interpreter_semantic
+
+    def tensor(*shape: int) -> Any:
+        handle = triton_interpreter.TensorHandle(np.zeros(shape, np.float32), tl.float32)
+        return tl.tensor(handle, core.block_type(tl.float32, list(shape)))
+
+    same = tensor(8, 4), tensor(8, 4)
+    assert semantic.broadcast_impl_value(*same) == same
+    for one, other in ((tensor(8, 1), tensor(1, 4)), (tensor(8, 4), tensor(1, 4)), (tensor(8, 1), tensor(8, 4))):
+        for each in semantic.broadcast_impl_value(one, other):
+            assert each.handle.data.shape == (8, 4) and [*each.type.shape] == [8, 4]
+    with pytest.raises(ValueError, match="incompatible dimensions"):
+        semantic.broadcast_impl_value(tensor(8, 4), tensor(4, 4))
+
+
+def test_what_replaces_a_builtin_function_during_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every function that triton itself would find, also after somebody has put another one there; and all come back."""
+    patch = quick.patching()
+
+    def during() -> dict[str, Any]:
+        scope = triton_interpreter._LangPatchScope()
+        before = dict(vars(tl))
+        patch(tl, None, scope)
+        found = {name: value for name, value in vars(tl).items() if value is not before[name]}
+        scope.restore()
+        assert vars(tl) == before
+        return found
+
+    builtin = {name for name, value in vars(tl).items() if core.is_builtin(value)}
+    assert set(during()) == set(during()) == builtin and len(builtin) > 50
+    monkeypatch.setattr(tl, "exp", core.builtin(lambda x, _semantic=None: (x, _semantic)))
+    assert during()["exp"](3) == (3, triton_interpreter.interpreter_semantic)
+    monkeypatch.setattr(tl, "one_more", tl.exp, raising=False)
+    assert set(during()) == builtin | {"one_more"}
+
+
+def test_a_splat_is_of_its_shape_and_type() -> None:
+    arg = triton_interpreter.TensorHandle(np.array([2.5], np.float16), tl.float16)
+    handle = triton_interpreter.interpreter_builder.create_splat(SimpleNamespace(shape=core.tuple([4, 8])), arg)
+    assert handle.data.shape == (4, 8) and handle.data.dtype == np.float16 and (handle.data == 2.5).all()
