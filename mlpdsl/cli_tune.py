@@ -99,6 +99,8 @@ def _text(found: Found) -> str:
         p = job.product
         name = f"{p.role} {job.m}x{job.n}x{job.k} {p.dtype}{' gated' if p.planes == 2 else ''}"
         lines.append((name, str(job.rows), *_cells(result)))
+    if not found.jobs:
+        return "nothing to tune: all linears are one launch, whose tiles are the rule's\n"
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     gains = sum(line[4] != "-" for line in lines[1:])
     table = "".join("  ".join(map(str.ljust, line, widths)).rstrip() + "\n" for line in lines)

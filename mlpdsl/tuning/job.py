@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mlpdsl.bench.suites import Row
 from mlpdsl.codegen import config as rule
+from mlpdsl.codegen import narrow
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, products
 from mlpdsl.spec import MLPSpec
@@ -53,16 +54,18 @@ class Job:
 
 
 def jobs(rows: Iterable[Row], target: Target) -> list[Job]:
-    """Every product of the rows on a target, each once: forward's, and where a row's pass is "train" backward's too.
+    """Every product of the rows on a target, each once: forward's, but where all linears are one launch, and where a row's pass is
+    "train" backward's too.
 
     A product that several MLPs have is measured in the first of them.
     """
     found: dict[str, Job] = {}
     for row in rows:
         plan = lower(row.spec, target)
+        one_launch = narrow.network(plan, row.m) is not None
         for role, stage, m, n, k in products(plan, row.m):
             product, at = Product.of(plan, role, m, n, k)
             job = Job(row.name, row.spec, target, product, at, stage, m, n, k)
-            if row.passes == "train" or not job.train:
+            if row.passes == "train" if job.train else not one_launch:
                 found.setdefault(job.key, job)
     return list(found.values())

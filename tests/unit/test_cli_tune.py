@@ -15,7 +15,7 @@ from mlpdsl.codegen.plan import Config
 from mlpdsl.tuning.device import LostError
 from tests.unit.test_tuning import Fake, by_stages
 
-SPEC = MLPSpec(dims=(64, 128, 64), activation="silu", gated=True, dtype="bfloat16")
+SPEC = MLPSpec(dims=(64, 192, 64), activation="silu", gated=True, dtype="bfloat16")
 JSON = SPEC.to_json()
 OUT = Path("mlpdsl-tables/sm_90.json")
 Tune = Callable[..., tuple[int, str, str]]
@@ -47,8 +47,8 @@ def test_a_run(run: Tune, device: Fake) -> None:
     assert status == 0 and device.closed, err
     lines = [line.split() for line in out.splitlines()]
     assert lines[0] == ["product", "M", "default", "µs", "best", "µs", "gain", "config"]
-    assert lines[1][:7] == ["hidden", "1x128x64", "bfloat16", "gated", "1", "10.00", "5.00"] and lines[1][7] == "2.00x"
-    assert lines[2] == ["output", "1x64x128", "bfloat16", "1", "10.00", "10.00", "-", "the", "default"]
+    assert lines[1][:7] == ["hidden", "1x192x64", "bfloat16", "gated", "1", "10.00", "5.00"] and lines[1][7] == "2.00x"
+    assert lines[2] == ["output", "1x64x192", "bfloat16", "1", "10.00", "10.00", "-", "the", "default"]
     assert out.splitlines()[-1] == "2 of 4 products gained on NVIDIA H200"
     assert err.count("hidden[0]") == 2 and "10.00 µs to 5.00 µs, 2.00x: " in err and "MLPDSL_TABLES=mlpdsl-tables/sm_90.json" in err
     target, rows = tables.read(OUT.read_text())
@@ -136,3 +136,9 @@ def test_the_cells_of_configs() -> None:
 
     assert cell() == "64x128x64, 4 warps, 3 stages" and cell(strategy="library") == "library"
     assert cell(splits=4, residency=2) == "64x128x64, 4 warps, 3 stages, splits 4, residency 2"
+
+
+def test_one_launch_has_nothing_to_tune(run: Tune) -> None:
+    narrow = MLPSpec(dims=(64, 64, 64), activation="relu", dtype="bfloat16").to_json()
+    status, out, _ = run(narrow, "--passes", "forward")
+    assert status == 0 and out == "nothing to tune: all linears are one launch, whose tiles are the rule's\n"

@@ -106,6 +106,9 @@ def test_jobs_are_products_each_once() -> None:
     grads = [j for j in jobs if j.product.role == "weight_grad" and j.rows == 16 and j.spec == GATED]
     assert sorted((j.stage, j.m, j.n, j.k, j.product.n, j.product.k) for j in grads) == [(0, 192, 64, 16, 192, 64), (1, 64, 192, 16, 64, 192)]  # fmt: skip  # noqa: E501
     assert not any(j.train for j in tuning.jobs(bench.rows([GATED], ms=[1]), H200))
+    narrow = MLPSpec(dims=(64, 64, 64), activation="relu", dtype="bfloat16")  # one launch, forward
+    assert not tuning.jobs(bench.rows([narrow], ms=[1, 4096]), H200)
+    assert all(j.train for j in tuning.jobs(bench.rows([narrow], ms=[16], passes=["train"]), H200))
 
 
 def test_the_fastest_wins() -> None:
