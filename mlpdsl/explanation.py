@@ -59,6 +59,9 @@ class Explanation:
                 passes = name.startswith("hidden") or (name.startswith("output") and self.spec.epilogue)
                 lines.append(f"  {name:<18} torch's product" + (f", then blocks of {c.block_m}x{c.block_n}" if passes else ""))
                 continue
+            if c.strategy == "whole_network":
+                lines.append(f"  {name:<18} all linears, {c.block_m} rows at a time, {c.num_warps} warps, {c.num_stages} stages")
+                continue
             few = "" if c.strategy == "two_stage" else f"{c.strategy}, "
             lines.append(
                 f"  {name:<18} {few}tile {c.block_m}x{c.block_n}x{c.block_k}, {c.num_warps} warps, {c.num_stages} stages"

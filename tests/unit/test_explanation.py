@@ -117,7 +117,7 @@ def test_narrow_mlps_are_one_launch() -> None:
     assert found.strategy == "whole_network" and found.source == "heuristic" and found.predicted_us is None
     assert next(iter(found.config)) == "network" and "hidden[0]" not in found.config
     assert "hidden_grad[2]" in found.config  # backward goes linear by linear
-    assert "\n  network            whole_network, tile 16x32x64, 4 warps" in str(found)
+    assert "\n  network            all linears, 16 rows at a time, 4 warps" in str(found)
     assert why(NARROW, 4096)["two_stage"] == why(NARROW, 1)["skinny"] == ("all linears are one launch",)
     assert mlpdsl.explain(NARROW, 10**6, "sm_90", batch_invariant=True).strategy == "whole_network"
     wider = NARROW.replace(dims=(50, 128, 30, 20))
