@@ -155,13 +155,18 @@ def fitted(config: Config, role: str, m: int, *, dtype: str) -> bool:
     return config.block_m in _heights(m)
 
 
+def _reach(k: int, size: int) -> int:
+    """How many elements a step has room for that holds a whole row: one may begin just before a multiple of 16 bytes."""
+    return k + size - 1 if k % size else k
+
+
 def _one_row(role: str, n: int, k: int, dtype: str, planes: int) -> Config:
     wide = 2 if dtype == "float32" else 1
     block_n = 8
     while block_n > 1 and n < (384 if role == "hidden" else 500) * block_n:
         block_n //= 2
     size = granule(dtype)
-    reach = k + size - 1 if k % size else k  # of a row that begins just before a multiple of 16 bytes
+    reach = _reach(k, size)
     block_k = power_of_two(reach, 32, 4096)
     if reach > block_k or wide * planes * block_k > 8192:
         whole = False
@@ -188,11 +193,12 @@ def _one_row(role: str, n: int, k: int, dtype: str, planes: int) -> Config:
 def candidates(m: int, n: int, k: int, planes: int) -> Iterator[Config]:
     """Other tiles of the strategy "skinny", around what was found good."""
     if m == 1:
-        whole = power_of_two(k, 32, 16384)
+        reach = _reach(k, granule("bfloat16"))
+        whole = power_of_two(reach, 32, 16384)
         for block_n, block_k, num_warps in itertools.product((1, 2, 4, 8), sorted({whole, 512, 1024, 2048}), (4, 8)):
             held = block_n * block_k * planes // (32 * num_warps)
-            if block_n <= n and block_k <= whole and 8 <= held <= 256 and (block_k < k or held >= 16):
-                stages = 1 if block_k >= k else 3
+            if block_n <= n and block_k <= whole and 8 <= held <= 256 and (block_k < reach or held >= 16):
+                stages = 1 if block_k >= reach else 3
                 yield Config(1, block_n, block_k, num_warps=num_warps, num_stages=stages, strategy="skinny")
         return
     heights = _heights(m)

@@ -11,7 +11,10 @@ from dataclasses import replace
 from .few_rows import power_of_two
 from .plan import Config, Plan
 
-__all__ = ["MOST_ROWS", "RESIDENT", "interpreted", "network", "padded", "printed", "reasons", "resident"]
+__all__ = ["LINEAR_BY_LINEAR", "interpreted", "limit", "network", "padded", "printed", "reasons", "resident"]
+
+LINEAR_BY_LINEAR = Config(16, 16, 16)
+"""What is picked for the network where it is not one launch: each linear asks for a config of its own."""
 
 WIDEST = 128
 """The widest layer: a tile of rows of it, in float32, and the next one's sums have to find room in registers."""
@@ -57,26 +60,42 @@ def printed(plan: Plan) -> bool:
 
 
 def resident(plan: Plan) -> bool:
-    """Whether all weights stay in shared memory: more would find room there, but not what is read for each of them in registers."""
+    """Whether all weights stay in shared memory: more would find room there, but not each thread's share of all, in registers."""
     held = 2 * sum(linear.planes * padded(linear.width_in) * padded(linear.width_out) for linear in plan.linears)
-    return max(_widths(plan)) <= RESIDENT and held <= 48 * 1024 and held + 32 * 1024 <= plan.target.shared_memory
+    return max(_widths(plan)) <= RESIDENT and held <= 48 * 1024
 
 
 def network(plan: Plan, m: int, batch_invariant: bool = False) -> Config | None:
     """The config for m rows of x; None where there is no such kernel, or a kernel a linear is as fast. Where batch-invariant, one
     for every m, and only where that is fast for all."""
-    if not printed(plan):
+    if not printed(plan) or limit(plan, m, batch_invariant):
         return None
-    if not resident(plan):  # one row is for sums without matrix instructions
-        return None if batch_invariant or not 1 < m <= MOST_ROWS else _config(plan, 16 if m <= 2048 else 32)
+    stops = plan.target.name in ("sm_100", "sm_103")  # ptxas, at 80 registers, and spills a few bytes
+    if not resident(plan):
+        if plan.gated:  # two weights pass through registers at once: those of eight warps, in vectors
+            return _config(plan, 32, num_warps=8)
+        return _config(plan, 16 if m <= 2048 or plan.ragged else 32)
     if m <= 8192 and not batch_invariant:  # many small programs, of which none has much to wait for
-        stops = plan.target.name in ("sm_100", "sm_103")  # ptxas, at 80 registers, and spills a few bytes
-        return replace(_config(plan, 16, residency=8), registers=128 if stops else 0)
+        return replace(_config(plan, 16, residency=8), registers=255 if stops else 0)
     if plan.target.name != "sm_90":
         return _config(plan, 32 if plan.gated else 64, stages=3, residency=2)  # of two accumulators registers hold half
     if m < 2**18 or batch_invariant or len(plan.linears) > 4:
         return _config(plan, 128, num_warps=8, stages=2, residency=2)
     return _config(plan, 64, stages=3, residency=3)
+
+
+def limit(plan: Plan, m: int, batch_invariant: bool) -> str:
+    """Why the kernel that there is is not for m rows; "" where it is."""
+    if plan.ragged:  # elements of a weight have an address each, and registers hold those of low tiles
+        where, most, none = "where rows are of no whole 16 bytes", 8192, plan.gated and not resident(plan)
+    elif resident(plan):
+        return ""
+    else:
+        where, most, none = "where weights find no room in shared memory together", MOST_ROWS // (2 if plan.gated else 1), False
+    least = 1 if resident(plan) else 2  # one row is for sums without matrix instructions
+    if batch_invariant or none:
+        return f"{where}, not {'gated and wide' if none else 'with batch_invariant'}"
+    return "" if least <= m <= most else f"{where}, for {least} to {most} rows"
 
 
 def interpreted(plan: Plan) -> Config | None:

@@ -110,8 +110,9 @@ _forced: str | None = None
 
 @contextmanager
 def forcing(strategy: str) -> Iterator[None]:
-    """Meanwhile every stage that can run by this strategy does; by "generated", each linear by a kernel of its own, none by the
-    library, and the rule alone decides among the others. For tests and measurements, in one thread."""
+    """Meanwhile every stage that can run by this strategy does, by "whole_network" where the rule would; by "generated", each
+    linear by a kernel of its own, none by the library, and the rule alone decides among the others. For tests and measurements, in
+    one thread."""
     global _forced
     before, _forced = _forced, strategy
     forget()
@@ -191,12 +192,11 @@ def _picker(plan: Plan, batch_invariant: bool) -> Pick:
 
 def _decided(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_invariant: bool) -> Config:
     """What is forced, else a table's config or the rule's; interpreted, tiles for the interpreter."""
-    from mlpdsl.codegen import config
-    from mlpdsl.codegen.plan import Config
+    from mlpdsl.codegen import config, narrow
 
     ours = batch_invariant and role != "weight_grad"
-    if role == "network":  # of which nothing more is asked where it is not one launch
-        return _network(plan, m, ours) or Config(16, 16, 16)
+    if role == "network":
+        return _network(plan, m, ours) or narrow.LINEAR_BY_LINEAR
     pinned = None if ours else _pinned.get((role, m, n, k))
     if pinned is not None:
         pinned[1].append(path)

@@ -168,7 +168,7 @@ def _reasons(
     if name == "single_launch":
         return _NOT_BUILT
     if name == "whole_network":
-        return tuple(narrow.reasons(plan)) or _too_many(batch_invariant)
+        return tuple(narrow.reasons(plan)) or (narrow.limit(plan, m, batch_invariant),)
     if "whole_network" in used:
         return ("all linears are one launch",)
     if name == "library" and batch_invariant:
@@ -188,11 +188,6 @@ def _reasons(
             return tuple(limits)
     measured = any(found is not None for found in points.values())
     return ("slower where the table was measured" if measured else "the rule takes it for no product of forward here",)
-
-
-def _too_many(batch_invariant: bool) -> tuple[str, ...]:
-    wide = f"beyond widths of {narrow.RESIDENT}"
-    return (f"{wide} batch_invariant has none" if batch_invariant else f"{wide} for 2 to {narrow.MOST_ROWS} rows",)
 
 
 def _has_skinny(plan: Plan, m: int) -> bool:

@@ -23,7 +23,7 @@ from mlpdsl.tape import recorder
 
 __all__ = [
     "DIRECT", "POINTWISE", "Launch", "blocks", "describe", "describe_pair", "describe_planes", "descriptor", "distance", "empty",
-    "empty_like", "empty_padded", "empty_planes", "fits_pair", "fits_tma", "following", "overlaps", "period", "product", "programs",
+    "empty_like", "empty_padded", "empty_pair", "fits_pair", "fits_tma", "following", "overlaps", "period", "product", "programs",
     "run", "second_first", "tiles",
 ]  # fmt: skip
 
@@ -260,12 +260,12 @@ def empty_like(t: torch.Tensor) -> torch.Tensor:
     return empty(t, tuple(t.shape))
 
 
-def empty_planes(like: torch.Tensor, planes: int, rows: int, columns: int) -> torch.Tensor:
-    """As `empty`, (planes, rows, columns) of dense matrices that each begin at a multiple of 16 bytes: the library multiplies into
+def empty_pair(like: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """As `empty`, (2, rows, columns): two dense matrices that each begin at a multiple of 16 bytes. The library multiplies into
     others more slowly."""
     granule = GRANULE // like.element_size()
-    made = empty(like, (planes, -(-rows * columns // granule) * granule))
-    return made[:, : rows * columns].view(planes, rows, columns)
+    made = empty(like, (2, -(-rows * columns // granule) * granule))
+    return made[:, : rows * columns].view(2, rows, columns)
 
 
 def empty_padded(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

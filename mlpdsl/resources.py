@@ -19,7 +19,7 @@ from mlpdsl.codegen import narrow
 from mlpdsl.codegen.config import choose, padded, usual
 from mlpdsl.codegen.config import library as library_config
 from mlpdsl.codegen.emit.triton import Module, emit
-from mlpdsl.codegen.emit.triton_kernels import Arg, Kernel
+from mlpdsl.codegen.emit.triton_kernels import Arg, Kernel, stages
 from mlpdsl.codegen.few_rows import granule, period
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, Linear, Plan
@@ -64,7 +64,8 @@ def resources(
 ) -> list[Resources]:  # fmt: skip
     """Compile every kernel that a call with `m` rows launches on `target` (default: this machine's, else sm_90).
 
-    `path` is "tma" or "masked"; by default each product's that aligned tensors take, or copies of them where the rule makes some.
+    `path` is "tma" or "masked", of every linear; by default each product's that aligned tensors take, copies of them where the rule
+    makes some, and one kernel where all linears are one launch.
     With `library`, also what stands between the library's products where those take the place of kernels. Takes 0.2 to 2 s a
     kernel.
     Raises `UnsupportedError` where triton is missing or interpreting, or does not know the target.
@@ -141,9 +142,10 @@ def _launches(plan: Plan, view: Module, path: str | None, m: int, backward: bool
     whole = narrow.network(plan, m)
     if whole is not None:
         yield view.kernel("network", ""), last, plan.linears[-1], whole
+    one_launch = whole is not None and path is None
     for i, linear in enumerate(plan.linears):
         role = "output" if i == last else "hidden"
-        roles = [role]
+        roles = [] if one_launch else [role]
         if backward:
             roles += ["weight_grad"] + (["hidden_grad"] if i > 0 else ["input_grad"])
         for name in roles:
@@ -197,7 +199,7 @@ def _compile(
         overlaps = plan.target.kind == "cuda" and int(plan.target.arch) >= 90
         values |= {"OVERLAPS": overlaps, "FOLLOWS": overlaps and (stage > 0 or config.strategy == "library")}
     if kernel.role == "network":
-        widths = {weight: stage.k for stage in emit(plan).stages for weight in stage.weights} | {"x": plan.linears[0].width_in}
+        widths = {weight: stage.k for stage in stages(plan) for weight in stage.weights} | {"x": plan.linears[0].width_in}
         values |= {a.name: _stride_of(a, widths, linear.width_out, m) for a in kernel.args if a.kind == "stride"}
     else:
         values |= {a.name: _stride(a, kernel.role, linear, m) for a in kernel.args if a.kind == "stride"}

@@ -118,7 +118,7 @@ def decide(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_invar
     planes = product.planes
     by_rule = rule.choose(role, path, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
     found = find(plan.target.name, product, at)
-    if found is not None and found[1].config is not None and as_full(found[1].config, product, found[1].m, at):
+    if found is not None and found[1].config is not None and as_full(plan.target.name, found[1].config, product, found[1].m, at):
         row, chosen = found[0], found[1].config
         if chosen.strategy == "library":
             fits = None if ours else rule.library(role, rows, n, dtype=plan.dtype, planes=planes) and chosen
@@ -138,9 +138,10 @@ def decide(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_invar
     return Decision(rule.usual(role, path, rows, n, k, epilogue=product.epilogue, **words), None)
 
 
-def as_full(config: Config, product: Product, measured: int, m: int) -> bool:
-    """Whether a config that was timed with `measured` rows of x keeps processors about as busy with m: all waves of its tiles, the
-    last one's too, filled to eight ninths of what they were. Else another config may be far faster, and nothing was measured.
+def as_full(target: str, config: Config, product: Product, measured: int, m: int) -> bool:
+    """Whether a config that was timed with `measured` rows of x keeps processors about as busy with m: its tiles filled to eight
+    ninths of what they were, and of persistent kernels on sm_90 all waves of them, the last one too. Else another config may be far
+    faster, and nothing was measured.
 
     Up to 64 rows wait for weights, however full tiles are; the library has tiles of its own; weight gradients have the same for
     every m.
@@ -148,11 +149,12 @@ def as_full(config: Config, product: Product, measured: int, m: int) -> bool:
     if config.strategy not in ("two_stage", "padded") or product.role == "weight_grad" or max(m, measured) <= rule.SKINNY_ROWS:
         return True
 
-    def rows_a_wave(rows: int) -> float:
+    def waves(rows: int) -> int:
         tiles = tiles_of(config.block_m, config.block_n, rows, product.n)
-        return rows / math.ceil(tiles / (PROCESSORS * config.residency))
+        at_once = PROCESSORS * config.residency if target == "sm_90" and product.path == "tma" else 1
+        return -(-tiles // at_once)
 
-    return 9 * rows_a_wave(m) >= 8 * rows_a_wave(measured)
+    return 9 * m * waves(measured) >= 8 * measured * waves(m)
 
 
 def find(target: str, product: Product, m: int) -> tuple[Row, Point] | None:

@@ -20,7 +20,7 @@ SPECS = {
     "tf32": MLPSpec(dims=(256, 512, 256), activation="silu", gated=True, precision="tf32"),
     "tf32x3": MLPSpec(dims=(256, 512, 256), activation="silu", precision="tf32x3"),
     "deep": MLPSpec(dims=(256, 512, 256, 512, 128), activation="relu", bias=True, dtype="bfloat16"),
-    "narrow": MLPSpec(dims=(50, 64, 33, 20), activation="silu", bias=True, dtype="bfloat16", epilogue=("residual",)),
+    "narrow": MLPSpec(dims=(48, 64, 32, 24), activation="silu", bias=True, dtype="bfloat16", epilogue=("residual",)),
     "own": MLPSpec.from_json("""{
         "dims": [128, 256, 512], "activation": "mish", "dtype": "float16",
         "epilogue": [{"expr": "skip + keep * tile", "operands": [["keep", "row"], ["skip", "tile"]]}]

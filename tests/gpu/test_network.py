@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 import mlpdsl
 from mlpdsl import MLPSpec, dispatch, launch
-from mlpdsl.codegen import narrow
 from mlpdsl.testing.calls import Call, check_call, make_call
 from mlpdsl.testing.strategies import calls, specs
 
@@ -53,7 +52,7 @@ def test_every_tile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         launched.clear()
         with torch.no_grad():
             call.run(mlpdsl.compile(spec))
-        beyond = name.startswith("wider") and not 1 < rows <= narrow.MOST_ROWS
+        beyond = mlpdsl.explain(spec, rows).strategy != "whole_network"
         assert ("network" in launched) != beyond and (beyond or len(launched) == 1)
         check_call(call)
 

@@ -20,8 +20,9 @@ import mlpdsl
 from mlpdsl import MLPSpec, dispatch, launch
 from mlpdsl.codegen import narrow
 from mlpdsl.codegen.lower import lower
+from mlpdsl.codegen.plan import Config
 from mlpdsl.target import parse_target
-from mlpdsl.testing.calls import Call, check_call, make_call
+from mlpdsl.testing.calls import Call, check_call, make_call, same_bits
 from mlpdsl.testing.strategies import calls, specs
 
 torch.set_num_threads(1)
@@ -101,6 +102,25 @@ def test_recorded_and_repeated() -> None:
         check_call(make_call(spec, (70,), 1, pattern="repeat"))
 
 
-def test_the_librarys_stages_are_none_of_forwards() -> None:
-    stages = dispatch.library_stages(GATED.to_json(), torch.device("cpu"), 50)
-    assert not {s for s in stages if s.startswith(("hidden[", "output["))}
+def test_the_librarys_stages_are_none_of_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the rule, asked for a linear, would say the library: the oracle allows what it rounds."""
+    inner, config = dispatch._decided, Config(4, 16, 16, strategy="library")
+    monkeypatch.setattr(dispatch, "_decided", lambda plan, role, *a: inner(plan, role, *a) if role == "network" else config)
+    dispatch.forget()
+    assert dispatch.library_stages(GATED.to_json(), torch.device("cpu"), 50) == {
+        "hidden_grad[1]", "weight_grad[1]", "weight_grad[0]", "input_grad[0]",
+    }  # fmt: skip
+    forward = {"hidden[0]", "output[1]"}
+    assert forward <= dispatch.library_stages(GATED.replace(dtype="float32").to_json(), torch.device("cpu"), 50)
+    dispatch.forget()
+
+
+def test_operands_reach_as_far_as_others() -> None:
+    """Columns that lie more than 2**31 elements apart."""
+    spec = MLPSpec(dims=(16, 16, 20), activation="relu", dtype="bfloat16", epilogue=("residual",))
+    far = torch.empty(20 * 2**27, dtype=torch.bfloat16).as_strided((4, 20), (1, 2**27))  # of which pages are taken where written
+    call = make_call(spec, (4,), 0)
+    far.copy_(call.operands["residual"])
+    with torch.no_grad():
+        wanted = call.run(mlpdsl.compile(spec))
+        assert same_bits(mlpdsl.compile(spec)(call.x, *call.params, residual=far), wanted)

@@ -108,7 +108,7 @@ def test_reasons_against_padded() -> None:
     assert "padded" not in {c.strategy for c in mlpdsl.explain(whole, 4096, "sm_90").config.values()}
 
 
-NARROW = MLPSpec(dims=(50, 64, 30, 20), activation="gelu", dtype="bfloat16")
+NARROW = MLPSpec(dims=(48, 64, 32, 24), activation="gelu", dtype="bfloat16")
 
 
 def test_narrow_mlps_are_one_launch() -> None:
@@ -120,14 +120,19 @@ def test_narrow_mlps_are_one_launch() -> None:
     assert "\n  network            all linears, 16 rows at a time, 4 warps" in str(found)
     assert why(NARROW, 4096)["two_stage"] == why(NARROW, 1)["skinny"] == ("all linears are one launch",)
     assert mlpdsl.explain(NARROW, 10**6, "sm_90", batch_invariant=True).strategy == "whole_network"
-    wider = NARROW.replace(dims=(50, 128, 30, 20))
+    wider = NARROW.replace(dims=(48, 128, 32, 24))
     assert mlpdsl.explain(wider, 4096, "sm_80").strategy == "whole_network"
-    assert why(wider, 16385)["whole_network"] == ("beyond widths of 64 for 2 to 16384 rows",)
-    assert why(wider, 1, batch_invariant=True)["whole_network"] == ("beyond widths of 64 batch_invariant has none",)
+    assert why(wider, 16385)["whole_network"] == ("where weights find no room in shared memory together, for 2 to 16384 rows",)
+    assert why(wider, 1, batch_invariant=True)["whole_network"] == (
+        "where weights find no room in shared memory together, not with batch_invariant",
+    )
     assert why(NARROW.replace(dims=(50, 129, 20)), 1)["whole_network"] == ("a width of 129, and 128 at most find room",)
     assert why(NARROW.replace(dims=(9,) * 10), 1)["whole_network"] == ("9 linears, and 8 at most are printed",)
     assert why(NARROW.replace(dtype="float32"), 1)["whole_network"] == ("for 16 bits",)
     assert why(NARROW, 1, "gfx942")["whole_network"] == ("for NVIDIA GPUs",)
+    ragged = NARROW.replace(dims=(50, 64, 30, 20))
+    assert mlpdsl.explain(ragged, 8192, "sm_80").strategy == "whole_network"
+    assert why(ragged, 8193)["whole_network"] == ("where rows are of no whole 16 bytes, for 1 to 8192 rows",)
     single = NARROW.replace(dims=(50, 20), activation="identity")
     assert why(single, 100)["whole_network"] == ("a single linear is one launch already",)
 

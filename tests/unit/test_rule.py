@@ -126,7 +126,6 @@ def test_up_to_16_rows_are_never_the_librarys_where_rows_of_weights_are_no_whole
             found = usual(role, m, n, k, planes, target=target).strategy
             if m <= 16 or (m * n * k * planes < 2**25 and (role == "hidden" or k <= 512)):
                 assert found == "skinny", (role, m, n, k)
-            assert found == "skinny" or m > 16
             assert (found == "padded") <= (target.name == "sm_90")
         assert usual("hidden", 1, n, k, planes, dtype="float32", target=target).strategy == "skinny", (n, k)
 
