@@ -60,9 +60,10 @@ def printed(plan: Plan) -> bool:
 
 
 def resident(plan: Plan) -> bool:
-    """Whether all weights stay in shared memory: more would find room there, but not each thread's share of all, in registers."""
+    """Whether all weights stay in shared memory: more would find room there, but not each thread's share of all, in registers; of
+    widths that are no multiples of 8 each element has an address there too."""
     held = 2 * sum(linear.planes * padded(linear.width_in) * padded(linear.width_out) for linear in plan.linears)
-    return max(_widths(plan)) <= RESIDENT and held <= 48 * 1024
+    return max(_widths(plan)) <= RESIDENT and held <= 48 * 1024 and (len(plan.linears) <= 4 or not plan.ragged)
 
 
 def network(plan: Plan, m: int, batch_invariant: bool = False) -> Config | None:

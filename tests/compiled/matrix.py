@@ -73,6 +73,10 @@ SPECS = {
     "narrow-mixed": MLPSpec(
         dims=(16, 64, 16, 64, 16, 64, 16), activation="mish", bias=True, dtype="bfloat16", epilogue=("residual",)
     ),
+    "narrow-odd": MLPSpec(
+        dims=(63, 61, 59, 57, 55), activation="mish", bias=True, dtype="bfloat16", epilogue=("layer_scale", "residual", "gelu")
+    ),
+    "narrow-odd-6": MLPSpec(dims=(63, 61, 59, 57, 55, 53, 51), activation="mish", bias=True, dtype="float16"),
     "narrow-127-gated": MLPSpec(
         dims=(127, 127, 127), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual",)
     ),

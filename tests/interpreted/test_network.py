@@ -33,6 +33,7 @@ RESIDENT = MLPSpec(
 ANEW = MLPSpec(dims=(40, 100, 128, 17), activation="gelu", dtype="float16", epilogue=("scale",))
 GATED = MLPSpec(dims=(24, 50, 30), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual",))
 DEEP = MLPSpec(dims=(64,) * 7, activation="relu", dtype="bfloat16")
+ODD = DEEP.replace(dims=(63,) * 7)
 SINGLE = MLPSpec(dims=(24, 20), activation="identity", dtype="bfloat16")
 WIDE = MLPSpec(dims=(70, 129, 20), activation="relu", dtype="bfloat16")
 
@@ -83,7 +84,13 @@ def test_others_take_a_kernel_a_linear(spec: MLPSpec, launched: list[str]) -> No
 
 def test_which_text_is_printed() -> None:
     """Weights once a program where they find room together, else for each tile."""
-    for spec, chip, once in ((RESIDENT, "sm_90", True), (ANEW, "sm_90", False), (GATED, "sm_80", True), (DEEP, "sm_120", True)):
+    for spec, chip, once in (
+        (RESIDENT, "sm_90", True),
+        (ANEW, "sm_90", False),
+        (GATED, "sm_80", True),
+        (DEEP, "sm_120", True),
+        (ODD, "sm_90", False),
+    ):
         assert narrow.resident(lower(spec, parse_target(chip))) is once
         text = mlpdsl.generate(spec, target=chip).text
         body = text[text.index("def network(") :]
