@@ -87,6 +87,11 @@ LOW = dict(block_m=64, num_warps=8, num_stages=5, residency=1)
     (512, 14336, 4096, 2, LOW | {"block_n": 128}),  # `_two` would leave the last of four waves three fifths empty
     (4096, 28672, 8192, 2, {"block_m": 128, "block_n": 128, "residency": 1}),
     (256, 14336, 4096, 2, {"strategy": "library"}),
+    (256, 28672, 8192, 2, {"block_m": 128, "block_n": 64, "num_stages": 6}),  # 896 tiles, nearly seven waves
+    (192, 28672, 8192, 2, {"strategy": "library"}),  # half of every second row of tiles would be empty
+    (257, 28672, 8192, 2, {"strategy": "library"}),
+    (128, 18944, 3584, 2, {"strategy": "library"}),  # a second wave of 16 tiles
+    (128, 14336, 4096, 2, TWO | {"block_n": 64}),
     (512, 11008, 4096, 2, {"strategy": "library"}),
     (4096, 4096, 4096, 1, {"strategy": "library"}),
     (257, 1111, 333, 1, {"block_m": 64, "strategy": "padded"}),
