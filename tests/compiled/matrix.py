@@ -66,25 +66,6 @@ SPECS = {
     "tf32x3": MLPSpec(dims=(1024, 4096, 1024), activation="gelu", bias=True, precision="tf32x3"),
     # depth and widths
     "deep": MLPSpec(dims=(256, 512, 256, 512, 128), activation="relu", bias=True, dtype="bfloat16"),
-    "narrow": MLPSpec(
-        dims=(64,) * 7, activation="mish", bias=True, dtype="bfloat16", epilogue=("layer_scale", "residual", "gelu")
-    ),
-    "narrow-gated": MLPSpec(dims=(50, 64, 30), activation="mish", gated=True, bias=True, dtype="float16", epilogue=("residual",)),
-    "narrow-mixed": MLPSpec(
-        dims=(16, 64, 16, 64, 16, 64, 16), activation="mish", bias=True, dtype="bfloat16", epilogue=("residual",)
-    ),
-    "narrow-odd": MLPSpec(
-        dims=(63, 61, 59, 57, 55), activation="mish", bias=True, dtype="bfloat16", epilogue=("layer_scale", "residual", "gelu")
-    ),
-    "narrow-odd-6": MLPSpec(dims=(63, 61, 59, 57, 55, 53, 51), activation="mish", bias=True, dtype="float16"),
-    "narrow-127-gated": MLPSpec(
-        dims=(127, 127, 127), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual",)
-    ),
-    "narrow-128-gated": MLPSpec(
-        dims=(128, 128, 128), activation="mish", gated=True, bias=True, dtype="float16",
-        epilogue=("layer_scale", "residual", "gelu"),
-    ),
-    "narrow-128": MLPSpec(dims=(100, 128, 128, 128, 97), activation="gelu_10", bias=True, dtype="bfloat16", epilogue=("residual",)),
     "odd": MLPSpec(
         dims=(767, 3071, 769), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("gelu", "layer_scale")
     ),
@@ -95,8 +76,7 @@ SPECS = {
 
 ROWS = {
     "swiglu-4096x14336": (4096, 64, 16, 1), "gated-everything": (4096, 1), "minilm-384x1536": (4096, 1),
-    "odd": (4096, 1024, 64, 16, 1), "narrow-gated": (4096, 2**14, 2**18), "narrow-128": (4096, 256),
-    "narrow-mixed": (4096, 2**14),
+    "odd": (4096, 1024, 64, 16, 1),
 }  # fmt: skip
 """How many rows a call has, where it is not 4096 alone."""
 
