@@ -93,7 +93,7 @@ def _launched(spec: MLPSpec, target: str, m: int, path: str, monkeypatch: pytest
     made = {}
     for linear in plan.linears:
         n, k = linear.width_out, linear.width_in
-        near = torch.empty(linear.planes, -(-n * k // 8) * 8, dtype=dtype)  # what one descriptor spans is no terabyte apart
+        near = torch.empty(linear.planes, -(-n * k // 64) * 64, dtype=dtype)  # what one descriptor spans is no terabyte apart
         made |= {i: plane[: n * k].view(n, k) for i, plane in zip(linear.weights, near, strict=True)}
         made |= {i: torch.empty(linear.width_out, dtype=dtype) for i in linear.biases}
     parameters = [made[i] for i in range(len(made))]
