@@ -63,7 +63,16 @@ def usual(
             # Few columns of a long sum: many small tiles, deep ones.
             return Config(64, 64, 128, num_warps=4, num_stages=6) if m <= 512 and path == "tma" else chosen
     other = library(role, m, n, dtype=dtype, planes=planes) if slower else None
+    if other is not None and _batched(role, m, n, k, dtype, planes, target):
+        return replace(other, batched=True)
     return other or chosen
+
+
+def _batched(role: str, m: int, n: int, k: int, dtype: str, planes: int, target: Target) -> bool:
+    """Whether gate and up are better one batched product of the library's than two: it then has tiles for twice as many columns,
+    and a fuller last wave."""
+    known = role == "hidden" and planes == 2 and dtype != "float32" and target.name == "sm_90"
+    return known and SKINNY_ROWS < m <= 512 and n % 8 == k % 8 == 0
 
 
 def _worth_a_kernel(role: str, m: int, n: int, k: int) -> bool:
@@ -89,13 +98,14 @@ def _fused(m: int, n: int, k: int, planes: int, target: Target) -> bool:
     if planes == 2:
         if m <= SKINNY_ROWS or k <= 1024 <= m:
             return True
-        if m <= 128:  # the weights are most of the traffic, but for a last wave that is nearly empty
-            return _filled(_hopper_hidden(m, n, k, 2), m, n) >= 0.6
+        if m <= 128:  # the weights are most of the traffic, but for tiles that are not full, or a last wave that is not
+            return _busy(_hopper_hidden(m, n, k, 2), m, n) >= 0.7
         large = _long_sum(m, n, 2)
         if _deep(m, n, k):
             return True
-        tiles = (large,) if k > 4096 else (_two(2), _low(2) if m < 1024 else large)
-        return max(_filled(tile, m, n) for tile in tiles) >= (0.9 if m < 1024 else 0.85)
+        # (Of 64 rows a tile, up to 512 rows, one batched product is faster.)
+        tiles = (large,) if k > 4096 else (_two(2), large) if m >= 1024 else (_two(2), _low(2)) if m > 512 else (_two(2),)
+        return max(_busy(tile, m, n) for tile in tiles) >= (0.9 if m < 1024 else 0.85)
     if m <= SKINNY_ROWS:  # of those, what skinny has no kernel for
         return True
     if target.name != "sm_90" or k <= 512 or k > 1024 >= m:
@@ -182,6 +192,8 @@ def candidates(
     default = choose(role, path, m, n, k, dtype=dtype, planes=planes, target=target)
     other = library(role, m, n, dtype=dtype, planes=planes)
     found = [default] + ([] if other is None else [other])
+    if other is not None and role == "hidden" and planes == 2:
+        found.append(replace(other, batched=True))
     if default.strategy == "skinny":
         found += few_rows.candidates(m, n, k, planes)
         default = _tiled(role, path, m, n, k, dtype, planes, target)
@@ -325,8 +337,7 @@ _DEEP = Config(128, 64, 64, num_warps=8, num_stages=6)
 
 def _deep(m: int, n: int, k: int) -> bool:
     """Whether gate and up of a few hundred rows are for `_DEEP`: its waves are full, the large tile's are not."""
-    full = _filled(_DEEP, m, n) * m / (_DEEP.block_m * -(-m // _DEEP.block_m))
-    return k > 4096 and 128 < m <= 256 and full >= 0.9 > _filled(_long_sum(m, n, 2), m, n)
+    return k > 4096 and 128 < m <= 256 and _busy(_DEEP, m, n) >= 0.9 > _filled(_long_sum(m, n, 2), m, n)
 
 
 def _long_sum(m: int, n: int, planes: int) -> Config:
@@ -339,6 +350,11 @@ def _filled(config: Config, m: int, n: int) -> float:
     """The share of the time of all waves, the last one's too, that there are tiles for."""
     tiles, at_once = tiles_of(config.block_m, config.block_n, m, n), PROCESSORS * config.residency
     return tiles / (at_once * -(-tiles // at_once))
+
+
+def _busy(config: Config, m: int, n: int) -> float:
+    """The share of that time which is spent on rows that there are."""
+    return _filled(config, m, n) * m / (config.block_m * -(-m // config.block_m))
 
 
 def _hopper_hidden(m: int, n: int, k: int, planes: int) -> Config:

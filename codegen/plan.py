@@ -152,8 +152,8 @@ class Config:
     `strategy` is "two_stage", a generated kernel with everything in its epilogue; "skinny", one for few rows (block_m 1: for one
     row, else padded to block_m; there `splits` are groups of warps of one program); "padded", as two_stage, on copies of what has
     rows of no whole 16 bytes; "library": torch's product, and a generated pass over its result in blocks of block_m rows and
-    block_n columns; "whole_network": every linear of a narrow MLP in one launch, block_m rows at a time; or "blocks", those of a
-    Pallas kernel.
+    block_n columns (with `batched`, gate and up by one batched product in place of two); "whole_network": every linear of a narrow
+    MLP in one launch, block_m rows at a time; or "blocks", those of a Pallas kernel.
     """
 
     block_m: int
@@ -166,6 +166,7 @@ class Config:
     residency: int = 1
     registers: int = 0
     strategy: str = "two_stage"
+    batched: bool = False
 
-    def to_dict(self) -> dict[str, int | str]:
+    def to_dict(self) -> dict[str, int | str | bool]:
         return asdict(self)

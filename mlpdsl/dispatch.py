@@ -111,8 +111,8 @@ _forced: str | None = None
 @contextmanager
 def forcing(strategy: str) -> Iterator[None]:
     """Meanwhile every stage that can run by this strategy does, by "whole_network" where the rule would; by "generated", each
-    linear by a kernel of its own, none by the library, and the rule alone decides among the others. For tests and measurements, in
-    one thread."""
+    linear by a kernel of its own, none by the library, and the rule alone decides among the others; by "batched", as by "library",
+    with gate and up at once. For tests and measurements, in one thread."""
     global _forced
     before, _forced = _forced, strategy
     forget()
@@ -203,10 +203,10 @@ def _decided(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_inv
         return pinned[0]
     planes = 2 if plan.gated and role in ("hidden", "hidden_grad", "input_grad") else 1
     words: dict[str, Any] = {"dtype": plan.dtype, "planes": planes, "target": plan.target}
-    if _forced == "library" and not ours:  # whatever the path: which stages round their product must not depend on alignment
+    if _forced in ("library", "batched") and not ours:  # whatever the path: what is rounded must not depend on alignment
         chosen = config.library(role, m, n, dtype=plan.dtype, planes=planes)
         if chosen is not None:
-            return chosen
+            return replace(chosen, batched=_forced == "batched" and role == "hidden" and planes == 2)
     if _forced == "skinny" and not ours:
         few = (config.interpreted_skinny if interpreting() else config.skinny)(role, m, n, k, **words)
         if few is not None:

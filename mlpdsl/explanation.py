@@ -57,7 +57,8 @@ class Explanation:
                 continue
             if c.strategy == "library":
                 passes = name.startswith("hidden") or (name.startswith("output") and self.spec.epilogue)
-                lines.append(f"  {name:<18} torch's product" + (f", then blocks of {c.block_m}x{c.block_n}" if passes else ""))
+                product = "one batched product of torch's" if c.batched else "torch's product"
+                lines.append(f"  {name:<18} {product}" + (f", then blocks of {c.block_m}x{c.block_n}" if passes else ""))
                 continue
             if c.strategy == "whole_network":
                 lines.append(f"  {name:<18} all linears, {c.block_m} rows at a time, {c.num_warps} warps, {c.num_stages} stages")

@@ -18,13 +18,13 @@ from mlpdsl.agreement import GRANULE
 from mlpdsl.backends import interpreting
 from mlpdsl.codegen import few_rows
 from mlpdsl.codegen.plan import Config
-from mlpdsl.library import product
+from mlpdsl.library import fits_batch, product, product_of_two
 from mlpdsl.tape import recorder
 
 __all__ = [
     "DIRECT", "POINTWISE", "Launch", "blocks", "describe", "describe_pair", "describe_planes", "descriptor", "distance", "empty",
-    "empty_like", "empty_padded", "empty_pair", "fits_pair", "fits_tma", "following", "overlaps", "period", "product", "programs",
-    "run", "second_first", "tiles",
+    "empty_like", "empty_padded", "empty_pair", "fits_batch", "fits_pair", "fits_tma", "following", "overlaps", "period", "product",
+    "product_of_two", "programs", "run", "second_first", "tiles",
 ]  # fmt: skip
 
 POINTWISE: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}
@@ -46,6 +46,7 @@ class Launch:
     splits: int
     residency: int
     strategy: str
+    batched: bool
     options: dict[str, Any]
 
     @classmethod
@@ -55,7 +56,7 @@ class Launch:
         if config.registers:
             options["maxnreg"] = config.registers
         c = config
-        return cls(c.block_m, c.block_n, c.block_k, c.group_m, c.num_stages, c.splits, c.residency, c.strategy, options)
+        return cls(c.block_m, c.block_n, c.block_k, c.group_m, c.num_stages, c.splits, c.residency, c.strategy, c.batched, options)
 
 
 def fits_tma(*tensors: torch.Tensor) -> bool:

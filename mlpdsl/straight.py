@@ -228,7 +228,7 @@ def straight(
             add(f"a{slot} = t{slot}.data_ptr()")
             add(f"if a{slot} % {GRANULE}: return None")
         if isinstance(step, Product):
-            add(f"{name(library)}.multiply({', '.join(operand(view) for view in step.views)})")
+            add(f"{name(library)}.{step.function}({', '.join(operand(view) for view in step.views)})")
         else:
             assert step.starter is not None and step.flat is not None
             start, before, after, flat = step.starter

@@ -121,10 +121,10 @@ class Step:
 
 
 class Product:
-    """One product of the library's, and what is allocated before it and let go after it."""
+    """One call of `function` in `mlpdsl.library` on these, and what is allocated before it and let go after it."""
 
-    def __init__(self, a: View | None, b: View | None, out: View | None, addend: View | None) -> None:
-        self.views = [a, b, out, addend]
+    def __init__(self, function: str, views: list[View | None]) -> None:
+        self.function, self.views = function, views
         self.allocations: list[tuple[int, tuple[int, ...], torch.dtype]] = []
         self.frees: list[int] = []
 
@@ -132,11 +132,9 @@ class Product:
         return {view.slot for view in self.views if view is not None}
 
     def run(self, buffers: Sequence[Tensor | None]) -> None:
-        from mlpdsl.library import product
+        from mlpdsl import library
 
-        a, b, out, addend = (None if view is None else view.of(buffers) for view in self.views)
-        assert a is not None and b is not None and out is not None
-        product(a, b, out, addend)
+        getattr(library, self.function)(*(None if view is None else view.of(buffers) for view in self.views))
 
 
 class Tape:
@@ -219,9 +217,15 @@ class Recorder:
         self._add(Step(kernel, grid, options, compiled, recorded))
 
     def multiplied(self, a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None) -> None:
-        views = [None if t is None else self._view(t) for t in (a, b, out, addend)]
-        self.known = self.known and None not in views[:3] and (addend is None or views[3] is not None)
-        self._add(Product(*views))
+        self._multiplied("multiply", a, b, out, addend)
+
+    def multiplied_two(self, x: Tensor, low: Tensor, high: Tensor, out: Tensor) -> None:
+        self._multiplied("multiply_two", x, low, high, out)
+
+    def _multiplied(self, function: str, *tensors: Tensor | None) -> None:
+        views = [None if t is None else self._view(t) for t in tensors]
+        self.known = self.known and all(view is not None or t is None for view, t in zip(views, tensors, strict=True))
+        self._add(Product(function, views))
 
     def _add(self, step: Step | Product) -> None:
         step.allocations, self._waiting = self._waiting, []

@@ -319,8 +319,10 @@ _BLOCK = _TILE[:2]
 
 
 def _activate_rows_args(plan: Plan) -> tuple[Arg, ...]:
-    plane = [Arg("stride_preact_p", "preact.stride(0)", "stride")] if plan.gated else []
-    return _pointer(plan, "preact"), *plane, _pointer(plan, "hidden"), _ROWS, *_constexprs("N", "FOLLOWS"), *_BLOCK
+    preact = [_pointer(plan, "preact")]
+    if plan.gated:
+        preact = [_pointer(plan, "preact", passed="preact[gate]"), Arg("stride_preact_p", "to_up", "stride")]
+    return *preact, _pointer(plan, "hidden"), _ROWS, *_constexprs("N", "FOLLOWS"), *_BLOCK
 
 
 def _activate_grad_rows_args(plan: Plan) -> tuple[Arg, ...]:

@@ -275,7 +275,7 @@ def _point_to_dict(point: Point) -> dict[str, Any]:
     return {"m": point.m, "config": _config_to_dict(point.config), "us": point.us, "default_us": point.default_us}
 
 
-def _config_to_dict(config: Config | None) -> dict[str, int | str] | None:
+def _config_to_dict(config: Config | None) -> dict[str, int | str | bool] | None:
     """All that differs from a field's default."""
     if config is None:
         return None
@@ -317,6 +317,10 @@ def _config(given: dict[str, Any]) -> Config:
         if name == "strategy":
             if value not in rule.STRATEGIES:
                 raise ValueError(f"config: strategy {value!r} is none of {', '.join(rule.STRATEGIES)}")
+            continue
+        if name == "batched":
+            if type(value) is not bool or (value and config.strategy != "library"):
+                raise ValueError("config: batched is said, true or false, of the library alone")
             continue
         one_row = config.strategy == "skinny" and config.block_m == 1  # which may hold all of K
         least, most = (0, 512) if name == "registers" else (1, 32768 if name == "block_k" and one_row else 1024)

@@ -4,12 +4,15 @@ with a bias at most twice."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from mlpdsl import library
+import mlpdsl
+from mlpdsl import MLPSpec, dispatch, launch, library
+from mlpdsl.codegen import config as rule
 
 FLAGS = torch.backends.cuda.matmul
 NAMES = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
@@ -95,3 +98,88 @@ def test_the_check_tells_two_roundings() -> None:
     twice = ((a.double() @ b.double()).bfloat16().double() + c.double()).bfloat16()
     exact = a.double() @ b.double() + c.double()
     assert wrongly_rounded(once, exact) == 0.0 and wrongly_rounded(twice, exact) > 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("x", LAYOUTS)
+def test_two_products_as_one_batch(x: str, dtype: torch.dtype) -> None:
+    """Over weights of two allocations, or of one, and in a graph; as exact as one product."""
+    torch.manual_seed(0)
+    for m, n, k in ((93, 128, 256), (65, 40, 136), (256, 512, 4096), (300, 37, 131)):
+        both = torch.randn(3, n, k, device="cuda").mul_(k**-0.5).to(dtype)
+        pairs = [sorted((torch.randn(n, k, device="cuda").mul_(k**-0.5).to(dtype) for _ in range(2)), key=Tensor.data_ptr)]
+        pairs.append([both[0], both[2]])
+        for low, high in pairs:
+            if not library.fits_batch(low, high):
+                assert both.stride(0) * 2 * dtype.itemsize % 16, "only rows of other widths may lie so"
+                continue
+            a = drawn(x, dtype, m, k)
+            out = torch.empty(2, m, n, dtype=dtype, device="cuda")
+            library.product_of_two(a, low, high, out)
+            for y, weight in zip(out, (low, high), strict=True):
+                exact = a.double() @ weight.double().t()
+                if dtype == torch.float32:
+                    bound = (k + 2) * 2.0**-24 * (a.double().abs() @ weight.double().abs().t())
+                    assert bool(((y.double() - exact).abs() <= bound).all()), (m, n, k)
+                else:
+                    assert wrongly_rounded(y, exact) < 0.01, (m, n, k)
+            wanted, graph = out.clone(), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                library.product_of_two(a, low, high, out)
+            out.zero_()
+            graph.replay()
+            assert torch.equal(out, wanted), "the same kernel, the same bits"
+
+
+def test_a_batch_looks_at_weights_as_they_are_now() -> None:
+    """Nothing of what lies there is kept from an earlier product, nor alive."""
+    low, high = sorted((torch.randn(64, 64, device="cuda") for _ in range(2)), key=Tensor.data_ptr)
+    x, out = torch.randn(8, 64, device="cuda"), torch.empty(2, 8, 64, device="cuda")
+    for _ in range(2):
+        library.product_of_two(x, low, high, out)
+        assert torch.allclose(out[0], x @ low.t(), atol=1e-3) and torch.allclose(out[1], x @ high.t(), atol=1e-3)
+        low.normal_()
+        high.zero_()
+    before = torch.cuda.memory_allocated()
+    size = low.untyped_storage().nbytes()
+    del low, high
+    assert torch.cuda.memory_allocated() <= before - 2 * size
+
+
+@pytest.mark.parametrize("second_first", [False, True])
+def test_a_gated_mlp_by_one_batched_product(second_first: bool) -> None:
+    """Whichever weight lies first, with gradients and without, plainly and in a graph: the bits of two products and a pass."""
+    spec = MLPSpec(dims=(256, 384, 128), activation="silu", gated=True, dtype="bfloat16")
+    both = torch.randn(2, 384, 256, device="cuda").mul_(256**-0.5).bfloat16()
+    gate, up = (both[1], both[0]) if second_first else (both[0], both[1])
+    down = torch.randn(128, 384, device="cuda").mul_(384**-0.5).bfloat16()
+    x = torch.randn(100, 256, device="cuda").bfloat16()
+    config = rule.library("hidden", 100, 384, dtype="bfloat16", planes=2)
+    assert config is not None
+    calls: list[int] = []
+    inner = launch.product_of_two
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "product_of_two", lambda *args: (calls.append(1), inner(*args))[1])
+        found: dict[bool, list[Tensor]] = {}
+        for batched in (False, True):
+            with dispatch.forcing_config("hidden", 100, 384, 256, replace(config, batched=batched)):
+                mlp, results = mlpdsl.compile(spec), []
+                with torch.no_grad():
+                    for _ in range(3):  # the second call is recorded, the third repeats it
+                        results.append(mlp(x, gate, up, down))
+                    graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(graph):
+                        captured = mlp(x, gate, up, down)
+                    graph.replay()
+                    results.append(captured)
+                leaves = [t.detach().clone().requires_grad_() for t in (x, down)]
+                y = mlp(leaves[0], gate, up, leaves[1])
+                y.float().square().sum().backward()
+                found[batched] = [*results, y.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+    assert len(calls) == 3 + (not second_first), "two calls and a capture; a replay has its own; with gradients only gate's first"
+    for results in found.values():
+        assert all(torch.equal(y, results[0]) for y in results[1:4])
+    exact = torch.nn.functional.silu(x.double() @ gate.double().t()) * (x.double() @ up.double().t())
+    for ours, theirs in zip(found[True], found[False], strict=True):
+        assert (ours.double() - theirs.double()).abs().max() <= 2.0**-6 * theirs.double().abs().max()
+    assert (found[True][0].double() - exact @ down.double().t()).abs().max() < 0.05

@@ -21,6 +21,8 @@ from hypothesis import given, settings
 
 import mlpdsl
 from mlpdsl import MLPSpec, dispatch, launch, library
+from mlpdsl.codegen import config as rule
+from mlpdsl.codegen.plan import Config
 from mlpdsl.testing import oracle
 from mlpdsl.testing.calls import Call, check_call, judge, make_call, same_bits
 from mlpdsl.testing.strategies import calls, leads, specs
@@ -102,7 +104,7 @@ def test_calls_are_recorded_with_their_products(dtype: str, monkeypatch: pytest.
     wanted = [replace(make_call(spec, (2, 9), seed), params=first.params, recipe={}) for seed in range(4)]
     products: list[int] = []
     replayed: list[int] = []
-    for name, at, heard in (("product", library, products), ("replay", mlpdsl.tape.Tape, replayed)):
+    for name, at, heard in (("multiply", library, products), ("replay", mlpdsl.tape.Tape, replayed)):
         inner = getattr(at, name)
         monkeypatch.setattr(at, name, lambda *args, inner=inner, heard=heard: (heard.append(1), inner(*args))[1])
     for call in wanted:
@@ -118,3 +120,57 @@ def test_batch_invariant_never_multiplies_by_the_library() -> None:
     whole = call.run(mlp)
     part = replace(call, x=call.x[3:5], dy=call.dy[3:5], recipe={})
     assert same_bits(part.run(mlp), whole[3:5])
+
+
+@settings(max_examples=20)
+@given(call=specs(max_epilogues=1).filter(lambda spec: spec.gated and not spec.bias).flatmap(
+    lambda spec: leads().filter(lambda lead: 0 < math.prod(lead) <= 70).flatmap(lambda lead: calls(spec, lead=lead))
+))  # fmt: skip
+def test_any_gated_spec_by_one_batch(call: Call) -> None:
+    with dispatch.forcing("batched"):
+        check_call(call)
+
+
+def batched(spec: MLPSpec, rows: int) -> Config:
+    config = rule.library("hidden", rows, spec.dims[1], dtype=spec.dtype, planes=2)
+    assert config is not None
+    return replace(config, batched=True)
+
+
+@pytest.mark.parametrize(("pair", "recorded"), [("apart", None), ("stacked", 1), ("up_first", 0), ("tied", 1)])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_gate_and_up_as_one_batch(dtype: str, pair: str, recorded: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever weight lies first, and wherever they allow it. Where preactivations are saved, up's must not be first. Recordings
+    have the same."""
+    spec, rows = GATED.replace(bias=False, epilogue=("gelu",), dtype=dtype), 18
+    heard: list[str] = []
+    inner = library.multiply_two
+    monkeypatch.setattr(library, "multiply_two", lambda *args: (heard.append(""), inner(*args))[1])
+    first = make_call(spec, (rows,), 0, pair=pair)
+    if recorded is None:
+        recorded = int(first.params[0].data_ptr() < first.params[1].data_ptr())
+    with dispatch.forcing_config("hidden", rows, 96, 48, batched(spec, rows)):
+        mlp = mlpdsl.compile(spec, backend="triton")
+        for seed in range(3):  # the second is recorded, the third repeats it
+            call = replace(make_call(spec, (rows,), seed), params=first.params, recipe={})
+            heard.clear()
+            with torch.no_grad():
+                y = call.run(mlp)
+            assert len(heard) == 1
+            heard.clear()
+            check_call(call, mlp, eager=False)
+            assert len(heard) == recorded
+            judge(call, y, {}, library=("hidden[0]", "output[1]"))
+
+
+def test_weights_no_whole_16_bytes_apart_are_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, rows = GATED.replace(bias=False, epilogue=(), dtype="float16"), 18
+    call = make_call(spec, (rows,), 0)
+    loose = torch.empty(2 * 96 * 48 + 3, dtype=torch.float16)
+    pair = loose[: 96 * 48].view(96, 48), loose[96 * 48 + 3 :].view(96, 48)
+    for ours, theirs in zip(pair, call.params, strict=False):
+        ours.copy_(theirs)
+    monkeypatch.setattr(launch, "product_of_two", lambda *args: pytest.fail("one batched product"))
+    with dispatch.forcing_config("hidden", rows, 96, 48, batched(spec, rows)):
+        assert not library.fits_batch(*pair)
+        check_call(replace(call, params=[*pair, call.params[2]], recipe={}), mlpdsl.compile(spec, backend="triton"), eager=False)

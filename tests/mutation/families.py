@@ -32,6 +32,7 @@ FAMILIES: dict[str, MLPSpec] = {
     "gated_library": MLPSpec(
         dims=(50, 70, 41), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("layer_scale",)
     ),
+    "gated_batched": MLPSpec(dims=(50, 70, 41), activation="silu", gated=True, dtype="float16"),
     "wide_library": MLPSpec(dims=(33, 47, 20), activation="gelu", gated=True, dtype="float32", epilogue=("residual",)),
     "plain_library": MLPSpec(dims=(50, 70, 41), activation="gelu", bias=True, dtype="float16", epilogue=("residual", "scale")),
     # The kernels for few rows wherever there are few.
@@ -55,5 +56,5 @@ FAMILIES: dict[str, MLPSpec] = {
 
 def forced(family: str) -> str:
     """The strategy that is forced for a family; "" where the usual one runs."""
-    ends = {"library": "library", "skinny": "skinny", "padded": "padded", "whole": "whole_network"}
+    ends = {"library": "library", "batched": "batched", "skinny": "skinny", "padded": "padded", "whole": "whole_network"}
     return ends.get(family.rpartition("_")[2], "")
