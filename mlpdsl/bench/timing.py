@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -28,7 +27,7 @@ from mlpdsl.bench.peers import (
 from mlpdsl.bench.results import ResultError
 from mlpdsl.bench.settings import Settings
 from mlpdsl.bench.suites import Row
-from mlpdsl.bench.timer import Call, Device
+from mlpdsl.bench.timer import Call, Device, Timer
 
 __all__ = ["time_row"]
 
@@ -153,36 +152,59 @@ class _Row:
             self.tell(f"{name}: {launch}")
             try:
                 if launch == "graph":
-                    each = self.captured(function, tensors)
-                else:
-                    each = [step(function, t) for t in tensors]
-                    for call in each:
-                        call()
+                    found[name] = self.captured(function, tensors)
+                    continue
+                each = [step(function, t) for t in tensors]
+                for call in each:
+                    call()
             except Exception as error:
                 failed[name] = first_line(error)
                 continue
-            found[name] = each[0] if len(each) == 1 else _in_turn(each)
+            found[name] = _round(each)
         return found, failed
 
-    def captured(self, function: Forward, tensors: list[Tensors]) -> list[Call]:
-        """A graph for each of the tensors, all in one pool: as in plain calls, what a call allocates lies where it lay before."""
-        pool: Any = None
-        replays: list[Call] = []
-        for t in tensors:
-            replay, result, pool = self.device.capture(step(function, t.again()), pool)
-            replay()
-            if t is self.tensors:
-                off = difference(result, self.expected)
-                if off > tolerance(self.row):
-                    raise ValueError(f"replayed, {self.differs(off)}")
-            del result
-            replays.append(replay)
-        return replays
+    def captured(self, function: Forward, tensors: list[Tensors]) -> Call:
+        """A round of all tensors as one graph, like a model's layers. As in plain calls, what a call allocates lies where that of
+        the one before it lay."""
+        first, *others = (step(function, t.again()) for t in tensors)
+
+        def calls() -> Any:
+            result = first()
+            for call in others:
+                call()
+            return result
+
+        replay, result, _ = self.device.capture(calls)
+        replay()
+        off = difference(result, self.expected)
+        if off > tolerance(self.row):
+            raise ValueError(f"replayed, {self.differs(off)}")
+        return replay
 
 
-def _in_turn(calls: list[Call]) -> Call:
-    following = itertools.cycle(calls).__next__
-    return lambda: following()()
+def _round(calls: list[Call]) -> Call:
+    if len(calls) == 1:
+        return calls[0]
+
+    def each() -> None:
+        for call in calls:
+            call()
+
+    return each
+
+
+class _Rounds:
+    """A timer of rounds of so many calls, which counts in calls."""
+
+    def __init__(self, timer: Timer, calls: int) -> None:
+        self._timer, self._calls = timer, calls
+        self.now, self.pause, self.clocks = timer.now, timer.pause, timer.clocks
+
+    def stretch(self, call: Call, count: int) -> float:
+        return self._timer.stretch(call, max(1, round(count / self._calls))) / self._calls
+
+    def host(self, call: Call, count: int) -> float:
+        return self._timer.host(call, max(1, round(count / self._calls))) / self._calls
 
 
 def _time(
@@ -214,7 +236,8 @@ def _time(
             calls, failed = at.calls(launch, tensors)
             for regime in (regime for of, regime in sections if of == cache):
                 at.tell(f"{launch}, {cache}, {regime}")
-                times = (sustained if regime == "sustained" else burst)(device, calls, share, at.tell)
+                timer = device if len(tensors) == 1 else _Rounds(device, len(tensors))
+                times = (sustained if regime == "sustained" else burst)(timer, calls, share, at.tell)
                 _add(found, times, failed, at.seed, launch=launch, cache=cache, regime=regime)
             del calls
 

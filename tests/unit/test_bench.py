@@ -40,6 +40,7 @@ class Fake:
         self.log: list[str] = []
         self.counts: list[tuple[str, int]] = []
         self.last = ("", 0, "eager")
+        self.made = 0
         self.alive = True
         self.sampled: dict[str, float] | None = {"sm_mhz": 1500.0, "memory_mhz": 3200.0, "power_w": 650.0, "temperature_c": 60.0}
 
@@ -49,6 +50,7 @@ class Fake:
 
             def run(x: Tensor, *params: Tensor, **operands: Tensor) -> Tensor:
                 self.last = (name, x.shape[0], "eager")
+                self.made += 1
                 return made(x, *params, **operands)
 
             return run
@@ -66,9 +68,9 @@ class Fake:
         self.log.append("pause")
 
     def stretch(self, call: Call, count: int) -> float:
-        self.last = ("something", 0, "eager")
+        self.last, self.made = ("something", 0, "eager"), 0
         call()
-        us = self.us(*self.last)
+        us = self.us(*self.last) * max(1, self.made)
         self.time += us * count / 1e6
         self.log.append(self.last[0])
         self.counts.append((self.last[0], count))
@@ -98,11 +100,13 @@ class Fake:
             raise ResultError("the GPU no longer answers")
 
     def capture(self, call: Call, pool: Any = None) -> tuple[Call, Any, Any]:
+        self.made = 0
         result = call()
-        name, m, _ = self.last
+        (name, m, _), made = self.last, self.made
 
         def replay() -> None:
             self.last = (name, m, "graph")
+            self.made += made
 
         return replay, result, pool or "pool"
 
@@ -280,6 +284,7 @@ def test_a_cold_row_goes_round_its_copies(spec: MLPSpec, passes: str) -> None:
         def run(x: Tensor, *params: Tensor, **operands: Tensor) -> Tensor:
             used[x.data_ptr()] = float(x.detach().sum())
             device.last = ("mlpdsl", 4, "eager")
+            device.made += 1
             return made(x, *params, **operands)
 
         return run
@@ -291,6 +296,7 @@ def test_a_cold_row_goes_round_its_copies(spec: MLPSpec, passes: str) -> None:
         ("eager", "hot"), ("eager", "cold"), ("graph", "hot"), ("graph", "cold")
     ]  # fmt: skip
     assert not any("failed" in p for p in row["measured"])
+    assert all(each["median_us"] == 50.0 for p in row["measured"] for each in p["times"].values()), "of a call, not of a round"
     assert (
         len(used) == len(set(used.values())) == math.ceil(timing.COLD * 10) + 1
     )  # between two uses of one, 2.5 times the L2 of others
