@@ -63,16 +63,19 @@ def usual(
             # Few columns of a long sum: many small tiles, deep ones.
             return Config(64, 64, 128, num_warps=4, num_stages=6) if m <= 512 and path == "tma" else chosen
     other = library(role, m, n, dtype=dtype, planes=planes) if slower else None
-    if other is not None and _batched(role, m, n, k, dtype, planes, target):
+    if other is not None and role == "hidden" and planes == 2 and _batched(m, n, k, dtype, exact, target):
         return replace(other, batched=True)
     return other or chosen
 
 
-def _batched(role: str, m: int, n: int, k: int, dtype: str, planes: int, target: Target) -> bool:
-    """Whether gate and up are better one batched product of the library's than two: it then has tiles for twice as many columns,
-    and a fuller last wave."""
-    known = role == "hidden" and planes == 2 and dtype != "float32" and target.name == "sm_90"
-    return known and SKINNY_ROWS < m <= 512 and n % 8 == k % 8 == 0
+def _batched(m: int, n: int, k: int, dtype: str, exact: bool, target: Target) -> bool:
+    """Whether gate and up are better one batched product of the library's than two, on an H200: it then has tiles for twice as many
+    columns, and a fuller last wave."""
+    if target.name != "sm_90":
+        return False
+    if dtype == "float32":
+        return exact and (n * k <= 2**20 or (m <= 16 and n * k <= 2**22))
+    return SKINNY_ROWS < m <= 512 and n % 8 == k % 8 == 0
 
 
 def _worth_a_kernel(role: str, m: int, n: int, k: int) -> bool:
@@ -160,8 +163,10 @@ def library(role: str, m: int, n: int, *, dtype: str, planes: int) -> Config | N
     `m` and `n` are those of the pass that follows it."""
     if role == "input_grad" and planes == 2 and dtype != "float32":
         return None
-    # Small blocks, of 16 bytes a thread; in backward larger ones, of which each leaves a sum to be summed.
+    # Small blocks, of 16 bytes a thread, or 8 of a small tensor; in backward larger ones, of which each leaves a sum to be summed.
     block_m, block_n = power_of_two(m, 1, 16 if role == "hidden_grad" else 4), power_of_two(n, 16, 256)
+    if role != "hidden_grad" and m * n <= 2**19:
+        block_m, block_n = 1, power_of_two(n, 16, 512)
     return Config(block_m, block_n, 16, num_warps=8 if block_m * block_n > 1024 else 4, num_stages=1, strategy="library")
 
 

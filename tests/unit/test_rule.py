@@ -74,6 +74,7 @@ def test_thirty_two_rows_have_tiles_of_two_heights() -> None:
 
 
 TWO = dict(block_m=128, num_warps=8, residency=2, registers=128)
+BATCHED = dict(strategy="library", batched=True)
 LOW = dict(block_m=64, num_warps=8, num_stages=5, residency=1)
 
 
@@ -84,15 +85,21 @@ LOW = dict(block_m=64, num_warps=8, num_stages=5, residency=1)
     (2056, 4096, 640, 2, TWO | {"block_n": 64}),  # of a short sum that is no matter
     (4096, 5120, 1280, 2, TWO | {"block_n": 64}),
     (512, 16384, 2048, 2, TWO | {"block_n": 64}),
-    (512, 14336, 4096, 2, LOW | {"block_n": 128}),  # `_two` would leave the last of four waves three fifths empty
+    (512, 14336, 4096, 2, BATCHED),  # `_two` would leave the last of four waves three fifths empty
+    (768, 14336, 4096, 2, TWO | {"block_n": 64}),
+    (768, 4096, 2048, 2, LOW | {"block_n": 128}),
     (4096, 28672, 8192, 2, {"block_m": 128, "block_n": 128, "residency": 1}),
     (256, 14336, 4096, 2, {"strategy": "library"}),
     (256, 28672, 8192, 2, {"block_m": 128, "block_n": 64, "num_stages": 6}),  # 896 tiles, nearly seven waves
     (192, 28672, 8192, 2, {"strategy": "library"}),  # half of every second row of tiles would be empty
-    (257, 28672, 8192, 2, {"strategy": "library"}),
-    (128, 18944, 3584, 2, {"strategy": "library"}),  # a second wave of 16 tiles
+    (257, 28672, 8192, 2, BATCHED),
+    (128, 18944, 3584, 2, BATCHED),  # a second wave of 16 tiles
+    (128, 11008, 4096, 2, BATCHED),  # a third of the processors idle
+    (96, 14336, 4096, 2, BATCHED),  # a quarter of each tile empty
+    (112, 14336, 4096, 2, TWO | {"block_n": 64}),
     (128, 14336, 4096, 2, TWO | {"block_n": 64}),
-    (512, 11008, 4096, 2, {"strategy": "library"}),
+    (512, 11008, 4096, 2, BATCHED),
+    (513, 11008, 4096, 2, {"strategy": "library", "batched": False}),
     (4096, 4096, 4096, 1, {"strategy": "library"}),
     (257, 1111, 333, 1, {"block_m": 64, "strategy": "padded"}),
     (100, 333, 333, 1, {"block_m": 64, "strategy": "two_stage"}),
@@ -110,6 +117,18 @@ LOW = dict(block_m=64, num_warps=8, num_stages=5, residency=1)
 def test_first_linears_on_hopper(m: int, n: int, k: int, planes: int, wanted: dict[str, Any]) -> None:
     found = usual("hidden", m, n, k, planes).to_dict()
     assert {name: found[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(("m", "n", "k", "precision", "target", "batched"), [
+    (4096, 1536, 512, "ieee", "sm_90", True), (16, 2752, 1024, "ieee", "sm_90", True), (17, 2752, 1024, "ieee", "sm_90", False),
+    (8, 11008, 4096, "ieee", "sm_90", False), (4096, 1536, 512, "tf32", "sm_90", False), (4096, 1536, 512, "ieee", "sm_80", False),
+])  # fmt: skip
+def test_float32_gate_and_up_at_once(m: int, n: int, k: int, precision: str, target: str, batched: bool) -> None:
+    """Where that was timed to be faster, by FMA on an H200; and nothing else is a batch."""
+    words = {"dtype": "float32", "precision": precision, "target": TARGETS[target]}
+    assert usual("hidden", m, n, k, 2, path="masked", **words).batched is batched
+    assert not usual("hidden", m, n, k, 1, path="masked", **words).batched
+    assert not usual("input_grad", m, n, k, 2, path="masked", **words).batched
 
 
 @pytest.mark.parametrize(("m", "n", "k", "strategy"), [

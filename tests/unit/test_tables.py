@@ -135,6 +135,8 @@ def broken(change: Any) -> str:
         broken(lambda d: d["rows"][0]["points"][0]["config"].update(splits=2.0)),
         broken(lambda d: d["rows"][0]["points"][0]["config"].update(unknown=2)),
         broken(lambda d: d["rows"][0]["points"][0]["config"].update(strategy="magic")),
+        broken(lambda d: d["rows"][0]["points"][0]["config"].update(batched=True)),
+        broken(lambda d: d["rows"][0]["points"][1]["config"].update(batched=1)),
         broken(lambda d: d["rows"][0]["points"][0].update(config=[])),
     ],
 )
