@@ -166,7 +166,8 @@ def library(role: str, m: int, n: int, *, dtype: str, planes: int) -> Config | N
     # Small blocks, of 16 bytes a thread, or 8 of a small tensor; in backward larger ones, of which each leaves a sum to be summed.
     block_m, block_n = power_of_two(m, 1, 16 if role == "hidden_grad" else 4), power_of_two(n, 16, 256)
     if role != "hidden_grad" and m * n <= 2**19:
-        block_m, block_n = 1, power_of_two(n, 16, 512)
+        block_n = power_of_two(n, 16, 512)
+        block_m = power_of_two(m, 1, 512 // block_n)
     return Config(block_m, block_n, 16, num_warps=8 if block_m * block_n > 1024 else 4, num_stages=1, strategy="library")
 
 
