@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-__all__ = ["GRANULE", "hooked", "twins"]
+__all__ = ["GRANULE", "MAX_STRIDE", "hooked", "twins"]
 
 GRANULE = 16
 """Bytes: kernels are compiled for whether addresses are multiples of it, and descriptors want them to be."""
+
+MAX_STRIDE = 2**40
+"""Bytes: what a descriptor steps is less."""
 
 
 def twins(addresses: Sequence[int]) -> tuple[int, ...]:

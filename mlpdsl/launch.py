@@ -14,7 +14,7 @@ from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mlpdsl import triton_cache
-from mlpdsl.agreement import GRANULE
+from mlpdsl.agreement import GRANULE, MAX_STRIDE
 from mlpdsl.backends import interpreting
 from mlpdsl.codegen import few_rows
 from mlpdsl.codegen.plan import Config
@@ -29,9 +29,6 @@ __all__ = [
 
 POINTWISE: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}
 """Launch options of the kernels without a product."""
-
-_MAX_STRIDE = 2**40
-"""Bytes: TMA strides are smaller than this."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def fits_tma(*tensors: torch.Tensor) -> bool:
         if t.stride(-1) != 1 or t.data_ptr() % GRANULE or t.numel() == 0:
             return False
         for extent, stride in zip(t.shape[:-1], t.stride()[:-1], strict=True):
-            if extent > 1 and (stride < t.shape[-1] or stride * size % GRANULE or stride * size >= _MAX_STRIDE):
+            if extent > 1 and (stride < t.shape[-1] or stride * size % GRANULE or stride * size >= MAX_STRIDE):
                 return False
     return True
 
@@ -126,7 +123,7 @@ def fits_pair(first: torch.Tensor, second: torch.Tensor) -> bool:
     CUDA documents outer strides as multiples of inner ones, and this is not one, so it is proved once per device.
     """
     apart = abs(second.data_ptr() - first.data_ptr())
-    if first.stride() != second.stride() or not 0 < apart < _MAX_STRIDE or apart % GRANULE:
+    if first.stride() != second.stride() or not 0 < apart < MAX_STRIDE or apart % GRANULE:
         return False
     return _pair_proved(first.device)
 

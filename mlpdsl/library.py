@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlpdsl.agreement import GRANULE
+from mlpdsl.agreement import GRANULE, MAX_STRIDE
 from mlpdsl.precision import exactly
 from mlpdsl.tape import recorder
 
@@ -39,8 +39,9 @@ def multiply(a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None = None) ->
 
 def fits_batch(first: Tensor, second: Tensor) -> bool:
     """Whether one batched product over two weights of equal strides is as fast as it can be: a whole number of 16 bytes from one
-    to the other."""
-    return (second.data_ptr() - first.data_ptr()) % GRANULE == 0
+    to the other, and no more than the tensor memory accelerator can step."""
+    apart = second.data_ptr() - first.data_ptr()
+    return apart % GRANULE == 0 and abs(apart) < MAX_STRIDE
 
 
 def product_of_two(x: Tensor, low: Tensor, high: Tensor, out: Tensor) -> None:

@@ -174,3 +174,12 @@ def test_weights_no_whole_16_bytes_apart_are_no_batch(monkeypatch: pytest.Monkey
     with dispatch.forcing_config("hidden", rows, 96, 48, batched(spec, rows)):
         assert not library.fits_batch(*pair)
         check_call(replace(call, params=[*pair, call.params[2]], recipe={}), mlpdsl.compile(spec, backend="triton"), eager=False)
+
+
+@pytest.mark.parametrize(("apart", "fits"), [(0, True), (16, True), (-4096, True), (8, False), (2**40, False), (-(2**40), False)])
+def test_how_far_apart_two_weights_of_a_batch_may_lie(apart: int, fits: bool) -> None:
+    class At:
+        def __init__(self, address: int) -> None:
+            self.data_ptr = lambda: address
+
+    assert library.fits_batch(At(2**41), At(2**41 + apart)) is fits  # type: ignore[arg-type]
