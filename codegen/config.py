@@ -69,13 +69,19 @@ def usual(
 
 
 def _batched(m: int, n: int, k: int, dtype: str, exact: bool, target: Target) -> bool:
-    """Whether gate and up are better one batched product of the library's than two, on an H200: it then has tiles for twice as many
-    columns, and a fuller last wave."""
+    """Whether gate and up are better one batched product of the library's than two, on an H200, where no kernel is better than
+    both: it then has tiles for twice as many columns, and a fuller last wave."""
     if target.name != "sm_90":
         return False
     if dtype == "float32":
         return exact and (n * k <= 2**20 or (m <= 16 and n * k <= 2**22))
-    return SKINNY_ROWS < m <= 512 and n % 8 == k % 8 == 0
+    return _fits_batch(m, n, k)
+
+
+def _fits_batch(m: int, n: int, k: int) -> bool:
+    """The same in 16 bits: sums of a length that was timed, and so many tiles that none is shared. Its parts might be added in
+    16 bits: torch's flags forbid that for two products, but not everywhere for a batch."""
+    return SKINNY_ROWS < m <= 512 and k > 1024 and n % 8 == k % 8 == 0 and tiles_of(128, 128, m, 2 * n) >= PROCESSORS
 
 
 def _worth_a_kernel(role: str, m: int, n: int, k: int) -> bool:
@@ -101,14 +107,16 @@ def _fused(m: int, n: int, k: int, planes: int, target: Target) -> bool:
     if planes == 2:
         if m <= SKINNY_ROWS or k <= 1024 <= m:
             return True
+        large, batch = _long_sum(m, n, 2), _fits_batch(m, n, k)
         if m <= 128:  # the weights are most of the traffic, but for tiles that are not full, or a last wave that is not
-            return _busy(_hopper_hidden(m, n, k, 2), m, n) >= 0.7
-        large = _long_sum(m, n, 2)
+            tile = _hopper_hidden(m, n, k, 2)
+            return _busy(tile, m, n) >= 0.7 if batch else _filled(tile, m, n) >= 0.6
         if _deep(m, n, k):
             return True
-        # (Of 64 rows a tile, up to 512 rows, one batched product is faster.)
-        tiles = (large,) if k > 4096 else (_two(2), large) if m >= 1024 else (_two(2), _low(2)) if m > 512 else (_two(2),)
-        return max(_busy(tile, m, n) for tile in tiles) >= (0.9 if m < 1024 else 0.85)
+        if batch:
+            return _busy(large if k > 4096 else _two(2), m, n) >= 0.9
+        tiles = (large,) if k > 4096 else (_two(2), _low(2) if m < 1024 else large)
+        return max(_filled(tile, m, n) for tile in tiles) >= (0.9 if m < 1024 else 0.85)
     if m <= SKINNY_ROWS:  # of those, what skinny has no kernel for
         return True
     if target.name != "sm_90" or k <= 512 or k > 1024 >= m:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from mlpdsl.agreement import GRANULE, MAX_STRIDE
 from mlpdsl.precision import exactly
+from mlpdsl.straight import REINTERPRET
 from mlpdsl.tape import recorder
 
-__all__ = ["fits_batch", "multiply", "multiply_two", "product", "product_of_two"]
+__all__ = ["fits_batch", "multiply", "multiply_two", "product", "product_of_two", "spanning"]
 
 
 def product(a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None = None) -> None:
@@ -38,10 +36,10 @@ def multiply(a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None = None) ->
 
 
 def fits_batch(first: Tensor, second: Tensor) -> bool:
-    """Whether one batched product over two weights of equal strides is as fast as it can be: a whole number of 16 bytes from one
-    to the other, and no more than the tensor memory accelerator can step."""
+    """Whether one batched product can go over two weights of equal strides, and as fast as over one tensor: a whole number of 16
+    bytes from one to the other, and no more than the tensor memory accelerator can step."""
     apart = second.data_ptr() - first.data_ptr()
-    return apart % GRANULE == 0 and abs(apart) < MAX_STRIDE
+    return REINTERPRET is not None and apart % GRANULE == 0 and abs(apart) < MAX_STRIDE
 
 
 def product_of_two(x: Tensor, low: Tensor, high: Tensor, out: Tensor) -> None:
@@ -56,34 +54,16 @@ def product_of_two(x: Tensor, low: Tensor, high: Tensor, out: Tensor) -> None:
 
 def multiply_two(x: Tensor, low: Tensor, high: Tensor, out: Tensor) -> None:
     """The same, which no recording is told of."""
+    assert high.data_ptr() >= low.data_ptr()
     if out.device.type == "cpu":
         for weight, y in zip((low, high), out, strict=True):
             multiply(x, weight.as_strided(low.shape, low.stride()).t(), y)
         return
-    both = _both(low.data_ptr(), high.data_ptr(), low.shape, low.stride(), low.dtype, low.device)
-    exactly(torch.bmm, x.expand(2, *x.shape), both, out=out, dtype=out.dtype)
+    exactly(torch.bmm, x.expand(2, *x.shape), spanning(low, high), out=out, dtype=out.dtype)
 
 
-@lru_cache(maxsize=4096)
-def _both(low: int, high: int, shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(2, K, N): what lies at two addresses, transposed. It owns nothing and keeps nothing alive: whoever reads it holds both."""
-    size = dtype.itemsize
-    apart = (high - low) // size
-    found = torch.as_tensor(_Memory(low, (2, *shape), (apart, *strides), size), device=device)
-    if found.data_ptr() != low:
-        raise RuntimeError("torch copied memory that it was to look at")
-    return found.view(dtype).transpose(1, 2)
-
-
-class _Memory:
-    """Elements of so many bytes at an address, in the protocol by which libraries show each other the memory of a GPU; strides are
-    in elements."""
-
-    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> None:
-        self.__cuda_array_interface__: dict[str, Any] = {
-            "data": (address, False),
-            "shape": shape,
-            "strides": tuple(size * stride for stride in strides),
-            "typestr": f"<f{size}",
-            "version": 3,
-        }
+def spanning(low: Tensor, high: Tensor) -> Tensor:
+    """(2, K, N): both weights (N, K), transposed; a view that starts in low's memory, and whose first stride leads to high's."""
+    assert REINTERPRET is not None
+    apart = (high.data_ptr() - low.data_ptr()) // low.element_size()
+    return REINTERPRET(low, (2, low.shape[1], low.shape[0]), (apart, low.stride(1), low.stride(0)), 0)

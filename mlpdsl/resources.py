@@ -195,6 +195,7 @@ def _compile(
         values |= {"N": n, "K": k, "PLANES": linear.planes, "PARTIAL": config.splits > 1, "GROUP_M": config.group_m}
         values |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
         values |= {"SAVE": True, "EMIT_HIDDEN": True, "SUM_BIAS": True, "SPLITS": config.splits, "STAGES": config.num_stages}
+        values |= {"BATCHED": True, "REWRITE": True}
         values["PERIOD"] = period(linear.width_in, granule(plan.dtype))
         overlaps = plan.target.kind == "cuda" and int(plan.target.arch) >= 90
         values |= {"OVERLAPS": overlaps, "FOLLOWS": overlaps and (stage > 0 or config.strategy == "library")}

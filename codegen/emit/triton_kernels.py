@@ -319,10 +319,11 @@ _BLOCK = _TILE[:2]
 
 
 def _activate_rows_args(plan: Plan) -> tuple[Arg, ...]:
-    preact = [_pointer(plan, "preact")]
-    if plan.gated:
-        preact = [_pointer(plan, "preact", passed="preact[gate]"), Arg("stride_preact_p", "to_up", "stride")]
-    return *preact, _pointer(plan, "hidden"), _ROWS, *_constexprs("N", "FOLLOWS"), *_BLOCK
+    if not plan.gated:
+        return _pointer(plan, "preact"), _pointer(plan, "hidden"), _ROWS, *_constexprs("N", "FOLLOWS"), *_BLOCK
+    preact = [_pointer(plan, "preact", passed="preact[gate]"), Arg("stride_preact_p", "to_up", "stride"), *_biases(plan, 2)]
+    flags = _constexprs("N", "FOLLOWS", *(("BATCHED",) if plan.bias else ()), "REWRITE")
+    return *preact, _pointer(plan, "saved", passed="preact"), _pointer(plan, "hidden"), _ROWS, *flags, *_BLOCK
 
 
 def _activate_grad_rows_args(plan: Plan) -> tuple[Arg, ...]:

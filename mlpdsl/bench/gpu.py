@@ -122,7 +122,7 @@ class Gpu:
         except Exception as error:  # after a kernel that crashed every call fails, whatever the class torch gives it
             raise ResultError(f"the GPU no longer answers ({error}): start again with --resume; this row is kept") from error
 
-    def capture(self, call: Call, pool: Any = None) -> tuple[Call, Any, Any]:
+    def capture(self, call: Call) -> tuple[Call, Any]:
         # Warmed up on the stream of the capture: what autograd, cuBLAS and torch.compile keep by stream is then of this one.
         # The outer `with` puts the stream back where the capture fails, which torch.cuda.graph does not.
         self._side.wait_stream(torch.cuda.current_stream())
@@ -130,10 +130,10 @@ class Gpu:
         with torch.cuda.stream(self._side):
             for _ in range(3):
                 call()
-            with torch.cuda.graph(graph, pool=pool, stream=self._side):
+            with torch.cuda.graph(graph, stream=self._side):
                 result = call()
         torch.cuda.current_stream().wait_stream(self._side)
-        return graph.replay, result, graph.pool()
+        return graph.replay, result
 
     def bandwidth(self) -> float:
         source = torch.empty(COPY, dtype=torch.uint8, device=self.torch_device).random_()

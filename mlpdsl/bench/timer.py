@@ -54,8 +54,8 @@ class Device(Timer, Protocol):
     def check(self) -> None:
         """Raise `ResultError` where the GPU no longer answers, as after a kernel that crashed."""
 
-    def capture(self, call: Call, pool: Any = None) -> tuple[Call, Any, Any]:
-        """One call as a CUDA graph: what replays it, what the call returned, and the pool of its memory, for another's `pool`."""
+    def capture(self, call: Call) -> tuple[Call, Any]:
+        """One call as a CUDA graph: what replays it, and what the call returned."""
 
     def bandwidth(self) -> float:
         """Bytes a second of a large copy, read and written."""

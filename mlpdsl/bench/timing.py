@@ -164,8 +164,8 @@ class _Row:
         return found, failed
 
     def captured(self, function: Forward, tensors: list[Tensors]) -> Call:
-        """A round of all tensors as one graph, like a model's layers. As in plain calls, what a call allocates lies where that of
-        the one before it lay."""
+        """A round of all tensors as one graph, like a model's layers. But for the first, whose result is looked at, calls allocate
+        where the one before them did."""
         first, *others = (step(function, t.again()) for t in tensors)
 
         def calls() -> Any:
@@ -174,7 +174,7 @@ class _Row:
                 call()
             return result
 
-        replay, result, _ = self.device.capture(calls)
+        replay, result = self.device.capture(calls)
         replay()
         off = difference(result, self.expected)
         if off > tolerance(self.row):
@@ -194,17 +194,20 @@ def _round(calls: list[Call]) -> Call:
 
 
 class _Rounds:
-    """A timer of rounds of so many calls, which counts in calls."""
+    """A timer of rounds of so many calls, which counts in calls, and makes as many as whole rounds have."""
 
     def __init__(self, timer: Timer, calls: int) -> None:
         self._timer, self._calls = timer, calls
         self.now, self.pause, self.clocks = timer.now, timer.pause, timer.clocks
 
+    def whole(self, count: int) -> int:
+        return self._calls * max(1, round(count / self._calls))
+
     def stretch(self, call: Call, count: int) -> float:
-        return self._timer.stretch(call, max(1, round(count / self._calls))) / self._calls
+        return self._timer.stretch(call, self.whole(count) // self._calls) / self._calls
 
     def host(self, call: Call, count: int) -> float:
-        return self._timer.host(call, max(1, round(count / self._calls))) / self._calls
+        return self._timer.host(call, self.whole(count) // self._calls) / self._calls
 
 
 def _time(
@@ -236,8 +239,9 @@ def _time(
             calls, failed = at.calls(launch, tensors)
             for regime in (regime for of, regime in sections if of == cache):
                 at.tell(f"{launch}, {cache}, {regime}")
-                timer = device if len(tensors) == 1 else _Rounds(device, len(tensors))
+                timer = _Rounds(device, len(tensors))
                 times = (sustained if regime == "sustained" else burst)(timer, calls, share, at.tell)
+                times.calls = {name: timer.whole(count) for name, count in times.calls.items()}
                 _add(found, times, failed, at.seed, launch=launch, cache=cache, regime=regime)
             del calls
 

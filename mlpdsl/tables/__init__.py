@@ -293,6 +293,8 @@ def _row(given: Any) -> Row:
     if min(product.n, product.k, product.planes) < 1 or not all(type(v) is str for v in given["versions"].values()):
         raise ValueError("a width below 1, or a version that is no text")
     points = tuple(map(_point, given["points"]))
+    if (product.role, product.planes) != ("hidden", 2) and any(point.config and point.config.batched for point in points):
+        raise ValueError("config: batched is said of gate and up alone")
     ms = [point.m for point in points]
     if not ms or ms != sorted(set(ms)):
         raise ValueError("points are in order of m, each once, and at least one")

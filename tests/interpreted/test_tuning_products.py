@@ -68,10 +68,10 @@ class Stopwatch:
         self.captured: list[int] = []
         self.cleared = 0
 
-    def capture(self, call: Callable[[], None], pool: object = None) -> tuple[Callable[[], None], None, None]:
+    def capture(self, call: Callable[[], None]) -> tuple[Callable[[], None], None]:
         call()
         self.captured.append(len(self.captured))
-        return call, None, None
+        return call, None
 
     def stretch(self, call: Callable[[], None], count: int) -> float:
         call()

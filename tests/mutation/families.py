@@ -33,6 +33,9 @@ FAMILIES: dict[str, MLPSpec] = {
         dims=(50, 70, 41), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("layer_scale",)
     ),
     "gated_batched": MLPSpec(dims=(50, 70, 41), activation="silu", gated=True, dtype="float16"),
+    "biased_batched": MLPSpec(
+        dims=(50, 70, 41), activation="gelu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual",)
+    ),
     "wide_library": MLPSpec(dims=(33, 47, 20), activation="gelu", gated=True, dtype="float32", epilogue=("residual",)),
     "plain_library": MLPSpec(dims=(50, 70, 41), activation="gelu", bias=True, dtype="float16", epilogue=("residual", "scale")),
     # The kernels for few rows wherever there are few.

@@ -99,7 +99,7 @@ class Fake:
         if not self.alive:
             raise ResultError("the GPU no longer answers")
 
-    def capture(self, call: Call, pool: Any = None) -> tuple[Call, Any, Any]:
+    def capture(self, call: Call) -> tuple[Call, Any]:
         self.made = 0
         result = call()
         (name, m, _), made = self.last, self.made
@@ -108,7 +108,7 @@ class Fake:
             self.last = (name, m, "graph")
             self.made += made
 
-        return replay, result, pool or "pool"
+        return replay, result
 
     def bandwidth(self) -> float:
         return 1e12
@@ -297,6 +297,9 @@ def test_a_cold_row_goes_round_its_copies(spec: MLPSpec, passes: str) -> None:
     ]  # fmt: skip
     assert not any("failed" in p for p in row["measured"])
     assert all(each["median_us"] == 50.0 for p in row["measured"] for each in p["times"].values()), "of a call, not of a round"
+    for part in row["measured"]:
+        of_a_round = len(used) if part["cache"] == "cold" else 1
+        assert all(each["calls"] % of_a_round == 0 for each in part["times"].values())
     assert (
         len(used) == len(set(used.values())) == math.ceil(timing.COLD * 10) + 1
     )  # between two uses of one, 2.5 times the L2 of others
@@ -358,9 +361,9 @@ def test_a_graph_that_replays_something_else_is_not_timed(monkeypatch: pytest.Mo
     device = Fake()
     right = device.capture
 
-    def wrong(call: Call, pool: Any = None) -> tuple[Call, Any, Any]:
-        replay, result, pool = right(call, pool)
-        return replay, torch.zeros_like(result) if device.last[0] == "mlpdsl" else result, pool
+    def wrong(call: Call) -> tuple[Call, Any]:
+        replay, result = right(call)
+        return replay, torch.zeros_like(result) if device.last[0] == "mlpdsl" else result
 
     monkeypatch.setattr(device, "capture", wrong)
     row = the_row(ask(device, ONE, settings=Settings(launches=("eager", "graph"), regimes=("sustained",))))

@@ -48,9 +48,6 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
         def replay(self) -> None:
             log.append("replay")
 
-        def pool(self) -> str:
-            return "its pool"
-
     @contextlib.contextmanager
     def stream(chosen: Stream) -> Iterator[None]:
         before, current[0] = current[0], chosen.name
@@ -60,8 +57,8 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
             current[0] = before
 
     @contextlib.contextmanager
-    def graph(made: Graph, pool: Any, stream: Stream) -> Iterator[None]:
-        log.append(f"capture on {stream.name} into {pool}")
+    def graph(made: Graph, stream: Stream) -> Iterator[None]:
+        log.append(f"capture on {stream.name}")
         yield
         log.append("captured")
 
@@ -106,9 +103,9 @@ def test_host_time_waits_for_nothing(log: Log) -> None:
 
 
 def test_a_capture_is_warmed_up_on_its_own_stream(log: Log) -> None:
-    replay, result, pool = gpu.Gpu().capture(call(log), "a pool")
-    assert (result, pool) == (7, "its pool")
-    captured = ["capture on side into a pool", "call on side", "captured"]
+    replay, result = gpu.Gpu().capture(call(log))
+    assert result == 7
+    captured = ["capture on side", "call on side", "captured"]
     assert log == ["side waits for main", *["call on side"] * 3, *captured, "main waits for side"]
     log.clear()
     replay()
@@ -119,7 +116,7 @@ def test_a_capture_that_fails_leaves_the_stream_as_it_was(log: Log) -> None:
     device = gpu.Gpu()
 
     def fails() -> None:
-        if "capture on side into None" in log:
+        if "capture on side" in log:
             raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.raises(RuntimeError):

@@ -99,7 +99,10 @@ LOW = dict(block_m=64, num_warps=8, num_stages=5, residency=1)
     (112, 14336, 4096, 2, TWO | {"block_n": 64}),
     (128, 14336, 4096, 2, TWO | {"block_n": 64}),
     (512, 11008, 4096, 2, BATCHED),
-    (513, 11008, 4096, 2, {"strategy": "library", "batched": False}),
+    (513, 11008, 4096, 2, {"strategy": "two_stage"}),
+    (600, 13824, 5120, 2, {"strategy": "library", "batched": False}),
+    (96, 4096, 4096, 2, BATCHED | {"batched": False}),  # too few tiles: a sum might be shared, and parts of it added in 16 bits
+    (96, 11008, 1024, 2, TWO | {"block_n": 64}),
     (4096, 4096, 4096, 1, {"strategy": "library"}),
     (257, 1111, 333, 1, {"block_m": 64, "strategy": "padded"}),
     (100, 333, 333, 1, {"block_m": 64, "strategy": "two_stage"}),

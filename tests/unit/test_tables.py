@@ -137,6 +137,8 @@ def broken(change: Any) -> str:
         broken(lambda d: d["rows"][0]["points"][0]["config"].update(strategy="magic")),
         broken(lambda d: d["rows"][0]["points"][0]["config"].update(batched=True)),
         broken(lambda d: d["rows"][0]["points"][1]["config"].update(batched=1)),
+        broken(lambda d: (d["rows"][0].update(planes=1), d["rows"][0]["points"][1]["config"].update(batched=True))),
+        broken(lambda d: (d["rows"][0].update(role="hidden_grad"), d["rows"][0]["points"][1]["config"].update(batched=True))),
         broken(lambda d: d["rows"][0]["points"][0].update(config=[])),
     ],
 )
