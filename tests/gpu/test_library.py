@@ -155,7 +155,7 @@ def test_two_products_as_one_batch(x: str, how: str, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("m", "n", "k"), [(65, 8448, 8192), (65, 8448, 16384), (192, 4352, 16384), (512, 2176, 16384)])
 def test_long_sums_of_a_batch(m: int, n: int, k: int, dtype: torch.dtype) -> None:
-    """The rule's smallest batches of long sums: no parts of one are added in 16 bits, though torch's flags, loose here, allow it."""
+    """The rule's smallest batches of long sums: no parts of one are added in 16 bits, though the flags, loose here, allow it."""
     spec = MLPSpec(dims=(k, n, 8), activation="silu", gated=True, dtype=str(dtype).removeprefix("torch."))
     assert mlpdsl.explain(spec, m, "sm_90").config["hidden[0]"].batched
     torch.manual_seed(0)

@@ -54,6 +54,8 @@ TILES = [
            ("rows = tl.minimum(tiles_m - first_m, GROUP_M)", "rows = GROUP_M")),
     mutant("a tile of the persistent loop left out", "gated_tma plain_tma", "output_tma",
            ("tiles_m * tiles_n, tl.num_programs(0)", "tiles_m * tiles_n - 1, tl.num_programs(0)")),
+    mutant("the last row of tiles moved up too far", "gated_tma plain_tma", "hidden_tma",
+           ("tl.maximum(M - BLOCK_M, 0)", "tl.maximum(M - BLOCK_M - 1, 0)")),
     mutant("a program walks one tile only", "gated_tma", "hidden_tma",
            ("tl.range(tl.program_id(0), tiles_m * tiles_n,", "tl.range(tl.program_id(0), tl.num_programs(0),")),
     mutant("wrong for one row only", "gated plain chain", "launch_output",
