@@ -28,9 +28,9 @@ demo: $(STAMP) ## Run the demo: no GPU needed
 # On matrices this small a second thread of torch's costs more than it saves, and two processes share two processors already.
 test: export OMP_NUM_THREADS = 1
 test: lint ## Lint, types, and every test that needs no GPU
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/interpreted
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 tests/pallas
-	$(BIN)/python -m pytest -q -n 2 tests/unit tests/faults tests/compiled
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/interpreted
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/pallas
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/faults tests/compiled
 
 test-compiled: $(STAMP) ## Every kernel of 24 specs for six architectures, compiled only
 	$(BIN)/python -m tests.compiled.matrix
