@@ -7,7 +7,7 @@ import sys
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
-from mlpdsl.backends import BACKENDS
+from mlpdsl.backends import BACKENDS, VARIABLE, requested_backend
 from mlpdsl.ceilings import floor_us, known_gpu
 from mlpdsl.codegen import blocks, narrow
 from mlpdsl.codegen.config import INVARIANT_ROWS, SKINNY_ROWS, skinny
@@ -16,6 +16,7 @@ from mlpdsl.codegen.plan import Config, Plan, products
 from mlpdsl.errors import ShapeError, UnsupportedError, describe
 from mlpdsl.spec import MLPSpec, check_rows, check_spec
 from mlpdsl.tables import Decision, Point, Product, Row, best_path, decide, find
+from mlpdsl.target import VARIABLE as TARGET_VARIABLE
 from mlpdsl.target import Target, detect
 
 __all__ = ["Explanation", "configs", "explain"]
@@ -35,7 +36,8 @@ class Explanation:
     """What runs: `strategy`, the `config` of each kernel, `source` of the configs, and why other strategies do not.
 
     `predicted_us` is what tables measured for the products of a forward without gradients, each alone, summed, and `floor_us` the
-    least time for it, both in microseconds on `gpu`; None where the products, or the GPU, were not measured.
+    least time for it, both in microseconds on `gpu`; None where the products, or the GPU, were not measured. `notes` say what makes
+    calls here run otherwise.
     """
 
     spec: MLPSpec
@@ -48,6 +50,7 @@ class Explanation:
     floor_us: float | None = None
     predicted_us: float | None = None
     gpu: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.spec.short_name} at m={self.m} on {self.target}: {self.strategy} (configs: {self.source})"]
@@ -72,6 +75,7 @@ class Explanation:
         if times:
             lines.append(f"  {times}" + (f", on an {self.gpu}" if self.gpu else ""))
         lines += [f"  not {name}: {'; '.join(reasons)}" for name, reasons in self.rejected.items()]
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -112,11 +116,11 @@ def explain(
     chosen = target_for(backend, target)
     if backend == "pallas":
         return _explain_pallas(spec, rows, chosen)
-    plan = lower(spec, chosen)
+    plan, notes = lower(spec, chosen), _notes(target, chosen)
     reasons = BACKENDS["triton"].supports(plan, chosen)
     if reasons:
         rejected = {name: _NOT_BUILT if name == "single_launch" else tuple(reasons) for name in STRATEGIES}
-        return Explanation(spec, rows, chosen.name, "eager", {}, "none", rejected)
+        return Explanation(spec, rows, chosen.name, "eager", {}, "none", rejected, notes=notes)
     found = _decisions(spec, rows, chosen, batch_invariant)
     config = {name: decision.config for name, decision in found.items()}
     forward = {name: decision for name, decision in found.items() if name.partition("[")[0] in _FORWARD}
@@ -134,7 +138,18 @@ def explain(
         floor_us=floor_us(spec, rows, gpu),
         predicted_us=None if batch_invariant or "network" in found else _measured(points, forward, rows),
         gpu=gpu,
+        notes=notes,
     )
+
+
+def _notes(asked: str | Target | None, chosen: Target) -> tuple[str, ...]:
+    """What makes calls here run otherwise than is explained."""
+    notes = []
+    if requested_backend(None) == "eager":
+        notes.append(f"{VARIABLE}=eager: here calls run PyTorch's operations, but where `compile` is given a backend")
+    if asked is None and detect() is None:
+        notes.append(f"{chosen.name} is assumed: which GPU is here is not known. Name a target, or set {TARGET_VARIABLE}")
+    return tuple(notes)
 
 
 def _explain_pallas(spec: MLPSpec, m: int, target: Target) -> Explanation:

@@ -257,6 +257,21 @@ def test_microseconds() -> None:
     assert math.isclose(explanation._between(Point(1, None, 1, 2), Point(4, None, 4, 8), 2, True), 4)
 
 
+def test_notes_of_what_makes_calls_here_run_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explanation, "detect", lambda: None)
+    assumed = mlpdsl.explain(PLAIN, 16)
+    assert assumed.target == "sm_90" and str(assumed).splitlines()[-1].startswith("  note: sm_90 is assumed")
+    assert mlpdsl.explain(PLAIN, 16, "sm_90").notes == ()
+    monkeypatch.setattr(explanation, "detect", lambda: TARGETS["sm_80"])
+    assert mlpdsl.explain(PLAIN, 16).notes == ()
+    monkeypatch.setenv("MLPDSL_BACKEND", "eager")
+    (note,) = mlpdsl.explain(PLAIN, 16).notes
+    assert note.startswith("MLPDSL_BACKEND=eager")
+    monkeypatch.setenv("MLPDSL_BACKEND", "eagr")
+    with pytest.raises(mlpdsl.SpecError, match=r"MLPDSL_BACKEND.*Did you mean 'eager'"):
+        mlpdsl.explain(PLAIN, 16)
+
+
 def test_explain_imports_no_torch() -> None:
     code = """
 import json, sys, mlpdsl
