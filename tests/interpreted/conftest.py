@@ -26,6 +26,22 @@ def no_recordings() -> None:
 
 
 @pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The name of every kernel that is launched."""
+    from mlpdsl import launch
+
+    heard: list[str] = []
+    inner = launch.run
+
+    def run(kernel: Any, *rest: Any) -> None:
+        heard.append(kernel.__name__)
+        inner(kernel, *rest)
+
+    monkeypatch.setattr(launch, "run", run)
+    return heard
+
+
+@pytest.fixture
 def replays(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     """Every recording that is repeated, as often as it is."""
     from mlpdsl.tape import Tape

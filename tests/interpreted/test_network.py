@@ -10,14 +10,13 @@ if not support.INTERPRETING:
     pytest.skip(support.NO_INTERPRETER, allow_module_level=True)
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlpdsl
-from mlpdsl import MLPSpec, dispatch, launch
+from mlpdsl import MLPSpec, dispatch
 from mlpdsl.codegen import narrow
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config
@@ -42,20 +41,6 @@ WIDE = MLPSpec(dims=(70, 129, 20), activation="relu", dtype="bfloat16")
 def _forced() -> Iterator[None]:
     with dispatch.forcing("whole_network"):
         yield
-
-
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The name of every kernel that is launched."""
-    heard: list[str] = []
-    inner = launch.run
-
-    def run(kernel: Any, *rest: Any) -> None:
-        heard.append(kernel.__name__)
-        inner(kernel, *rest)
-
-    monkeypatch.setattr(launch, "run", run)
-    return heard
 
 
 @settings(max_examples=24)

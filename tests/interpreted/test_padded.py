@@ -53,20 +53,6 @@ def _forced() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The name of every launch."""
-    heard: list[str] = []
-    inner = launch.run
-
-    def run(kernel: Any, grid: tuple[int, ...], options: dict[str, Any], *args: Any) -> None:
-        heard.append(kernel.__name__)
-        inner(kernel, grid, options, *args)
-
-    monkeypatch.setattr(launch, "run", run)
-    return heard
-
-
 def drawn_specs() -> SearchStrategy[MLPSpec]:
     """Any spec in 16 bits, of widths of both kinds."""
     each = st.sampled_from((1, 2, 2, 3)).flatmap(lambda depth: st.tuples(*[st.sampled_from(WIDTHS)] * (depth + 1)))
