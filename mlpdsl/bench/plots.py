@@ -33,21 +33,24 @@ def load_matplotlib() -> Any:
 def plot(data: dict[str, Any], folder: Path) -> list[Path]:
     """Write a PNG for each MLP and pass, and `roofline.png`, into `folder`, made where it is not there; return their paths.
 
+    Each says in its metadata ("Description") which command it is of, and when that ran.
+
     Raises `UnsupportedError` where matplotlib is not installed.
     """
     pyplot = load_matplotlib()
     folder.mkdir(parents=True, exist_ok=True)
     every = lines(data)
+    source = {"Description": f"{data['command']}, {data['date']}"}
     made = []
     for name, passes in dict.fromkeys((line.name, line.passes) for line in every):
         path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{passes}.png"
         figure = _times(pyplot, data, name, passes, [line for line in every if (line.name, line.passes) == (name, passes)])
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, metadata=source)
         pyplot.close(figure)
         made.append(path)
     if every:
         figure = _roofline(pyplot, data, every)
-        figure.savefig(folder / "roofline.png", dpi=150)
+        figure.savefig(folder / "roofline.png", dpi=150, metadata=source)
         pyplot.close(figure)
         made.append(folder / "roofline.png")
     return made
@@ -126,7 +129,9 @@ def _logarithmic(axes: Any, ms: list[int]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda m, _: f"{m:.0f}"))
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 2000 else (1,), numticks=20))
+    finest = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 8)
+    subs = next((subs for most, subs in ((4, finest), (20, (1, 1.5, 2, 3, 5, 7)), (2000, (1, 2, 5))) if high / low < most), (1,))
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.tick_params(axis="x", labelrotation=45, labelsize=8)

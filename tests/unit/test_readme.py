@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import statistics
+import struct
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,28 @@ def test_what_is_said_of_every_row_beside_torch() -> None:
     assert (count, len(slower), sum(slower)) == (241, 3, 1)
     assert "241 rows" in text and "three of them are slower by more than 2%, one of these with odd widths" in text
     assert f"over many rows in 16 bits half of the time by {100 * low - 100:.0f} to {100 * high - 100:.0f}%" in text
+
+
+def description(png: bytes) -> str:
+    """What a PNG says of itself."""
+    at = 8
+    while at < len(png):
+        size, kind = struct.unpack(">I4s", png[at : at + 8])
+        key, _, text = png[at + 8 : at + 8 + size].partition(b"\0")
+        if (kind, key) == (b"tEXt", b"Description"):
+            return text.decode("latin-1")
+        at += 12 + size
+    return ""
+
+
+def test_plots_are_of_the_files_that_are_there() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    plots = sorted((ROOT / "docs" / "plots").glob("*/*.png"))
+    for path in plots:
+        result = json.loads((ROOT / "benchmarks" / "results" / f"bench-{path.parent.name}-h200.json").read_text())
+        assert description(path.read_bytes()) == f"{result['command']}, {result['date']}", "draw it again"
+        assert f"(plots/{path.parent.name}/{path.name})" in page
+    assert len(plots) == page.count("](plots/") == 3
 
 
 def test_the_quickstart_runs() -> None:
