@@ -15,8 +15,8 @@ from typing import Any
 
 from mlpdsl.target import Target
 
-from . import few_rows, ragged
-from .few_rows import PROCESSORS, SKINNY_ROWS, power_of_two, skinny, tiles_of
+from . import few_rows, float32, ragged
+from .few_rows import PROCESSORS, SKINNY_ROWS, few_registers, power_of_two, skinny, tiles_of
 from .plan import Config
 
 __all__ = ["INVARIANT_ROWS", "SKINNY_ROWS", "STRATEGIES", "candidates", "choose", "fitted", "interpreted", "interpreted_skinny",
@@ -38,49 +38,44 @@ def usual(
     """The config of one launch where rows may depend on the batch: the library's product where a generated kernel is not known to
     be as fast, copies where masked loads are slower, else what `choose` says; arguments as there. `epilogue`: whether anything
     follows the last linear's product, which after the library's is a pass."""
-    chosen = choose(role, path, m, n, k, dtype=dtype, planes=planes, target=target)
+    chosen = choose(role, path, m, n, k, dtype=dtype, precision=precision, planes=planes, target=target)
     if target.kind != "cuda":
         return chosen
     if ragged.worth_copies(role, m, n, k, planes, target):
         copied = padded(role, m, n, k, dtype=dtype, planes=planes, target=target, epilogue=epilogue)
         if copied is not None:  # what fits already takes the same tiles: whether the library multiplies is no matter of alignment
             return copied if path == "masked" else replace(copied, strategy="two_stage")
-    exact = dtype == "float32" and precision == "ieee"  # by FMA, where cuBLAS has three times the speed
-    few = m > 1 and planes == 1 and target.name == "sm_90" and tiles_of(64, 64, m, n) <= PROCESSORS // 4
-    if dtype == "float32" and not exact and few and role in ("hidden", "output"):  # TF32: many tiles in place of few
-        return Config(16, 32, 64, num_warps=8, num_stages=4) if m <= 16 else Config(32, 16, 32, num_warps=8, num_stages=4)
     if chosen.strategy == "skinny":
         slower = _long(role, m, n, k, planes)
+    elif dtype == "float32":
+        slower = float32.by_library(role, m, n, k, planes, precision, target)
     else:
         if role == "hidden":
-            fused = _fused(m, n, k, planes, target)
+            slower = not _fused(m, n, k, planes, target)
         elif role == "output":
-            fused = ragged.worth_a_kernel(m, n, k, target)
+            slower = not ragged.worth_a_kernel(m, n, k, target)
         else:
-            fused = not _large(role, m, n, k, planes, target)
-        slower = (exact and (k > 64 or role == "weight_grad" or m * n > 2**18)) or (dtype != "float32" and not fused)
-        if epilogue and dtype != "float32" and target.name == "sm_90" and _worth_a_kernel(role, m, n, k):
+            slower = _large(role, m, n, k, planes, target)
+        if epilogue and target.name == "sm_90" and _worth_a_kernel(role, m, n, k):
             # Few columns of a long sum: many small tiles, deep ones.
             return Config(64, 64, 128, num_warps=4, num_stages=6) if m <= 512 and path == "tma" else chosen
     other = library(role, m, n, dtype=dtype, planes=planes) if slower else None
-    if other is not None and role == "hidden" and planes == 2 and _batched(m, n, k, dtype, exact, target):
-        return replace(other, batched=True)
-    return other or chosen
-
-
-def _batched(m: int, n: int, k: int, dtype: str, exact: bool, target: Target) -> bool:
-    """Whether gate and up are better one batched product of the library's than two, on an H200, where no kernel is better than
-    both: it then has tiles for twice as many columns, and a fuller last wave."""
-    if target.name != "sm_90":
-        return False
+    if other is None:
+        return chosen
     if dtype == "float32":
-        return exact and (n * k <= 2**20 or (m <= 16 and n * k <= 2**22))
-    return _fits_batch(m, n, k)
+        both = role == "hidden" and planes == 2 and float32.batched(m, n, k, precision, target)
+        free = role == "hidden" or epilogue
+        return replace(other, batched=both, bias_pass=float32.bias_pass(role, m, n, k, precision, target, free=free))
+    if role == "hidden" and planes == 2 and target.name == "sm_90":
+        return replace(other, batched=_fits_batch(m, n, k))
+    return other
 
 
 def _fits_batch(m: int, n: int, k: int) -> bool:
-    """The same in 16 bits: sums of a length that was timed, and so many tiles that none is shared. Its parts might be added in
-    16 bits: torch's flags forbid that for two products, but not everywhere for a batch."""
+    """Whether gate and up in 16 bits are better one batched product of the library's than two, where no kernel is better than both,
+    on an H200: it then has tiles for twice as many columns, and a fuller last wave. Sums of a length that was timed, and so many
+    tiles that none is shared: its parts might be added in 16 bits, which torch's flags forbid for two products, but not
+    everywhere for a batch."""
     return SKINNY_ROWS < m <= 512 and k > 1024 and n % 8 == k % 8 == 0 and tiles_of(128, 128, m, 2 * n) >= PROCESSORS
 
 
@@ -137,7 +132,9 @@ def _large(role: str, m: int, n: int, k: int, planes: int, target: Target) -> bo
 
 
 @lru_cache(maxsize=4096)
-def choose(role: str, path: str, m: int, n: int, k: int, *, dtype: str, planes: int, target: Target) -> Config:
+def choose(
+    role: str, path: str, m: int, n: int, k: int, *, dtype: str, planes: int, target: Target, precision: str = "ieee"
+) -> Config:
     """The config of one launch by a generated kernel.
 
     `role` is the kernel's ("hidden", "output", "hidden_grad", "input_grad", "weight_grad"), `path` is "tma" or "masked";
@@ -146,14 +143,14 @@ def choose(role: str, path: str, m: int, n: int, k: int, *, dtype: str, planes: 
     few = skinny(role, m, n, k, dtype=dtype, planes=planes, target=target)
     if few is not None:
         return few
-    return _tiled(role, path, m, n, k, dtype, planes, target)
+    return _tiled(role, path, m, n, k, dtype, precision, planes, target)
 
 
-def _tiled(role: str, path: str, m: int, n: int, k: int, dtype: str, planes: int, target: Target) -> Config:
+def _tiled(role: str, path: str, m: int, n: int, k: int, dtype: str, precision: str, planes: int, target: Target) -> Config:
     if path == "tma":
         config = _descriptors(role, m, n, k, planes, target)
     elif dtype == "float32":
-        config = _float32(role, m, n, k, planes, target)
+        config = float32.tile(role, m, n, k, planes, precision, target)
     else:
         config = _pointers(role, m, n, k, planes, target)
     return _split(config, m, n, k) if role == "weight_grad" else config
@@ -188,7 +185,7 @@ def padded(role: str, m: int, n: int, k: int, *, dtype: str, planes: int, target
     crowded = epilogue and n % 8 > 0  # registers hold the addresses of a dense result beside what the epilogue reads
     if role == "output" and target.name == "sm_90" and m > 64:
         return replace(ragged.last(m, n, k, crowded), strategy="padded")
-    tile = _tiled(role, "tma", m, n, k, dtype, planes, target)
+    tile = _tiled(role, "tma", m, n, k, dtype, "", planes, target)
     if crowded and tile.block_n == 256:
         tile = Config(128, 128, 64, num_warps=8, num_stages=4)
     return replace(tile, strategy="padded")
@@ -203,14 +200,16 @@ def candidates(
     the product asks for; and the rule's config with other groups, stages, residency and splits: ten to ninety.
     """
     first = usual(role, path, m, n, k, dtype=dtype, precision=precision, planes=planes, target=target, epilogue=epilogue)
-    default = choose(role, path, m, n, k, dtype=dtype, planes=planes, target=target)
+    default = choose(role, path, m, n, k, dtype=dtype, precision=precision, planes=planes, target=target)
     other = library(role, m, n, dtype=dtype, planes=planes)
     found = [default] + ([] if other is None else [other])
     if other is not None and role == "hidden" and planes == 2:
         found.append(replace(other, batched=True))
+    if other is not None and dtype == "float32" and role in ("hidden", "output"):
+        found.append(replace(other, bias_pass=True))
     if default.strategy == "skinny":
         found += few_rows.candidates(m, n, k, planes)
-        default = _tiled(role, path, m, n, k, dtype, planes, target)
+        default = _tiled(role, path, m, n, k, dtype, precision, planes, target)
         found.append(default)
     starts = [(path, default)]
     words: dict[str, Any] = {"dtype": dtype, "planes": planes, "target": target}
@@ -266,7 +265,9 @@ def _fits(config: Config, role: str, planes: int, dtype: str, target: Target) ->
         return True
     held = config.num_stages * (config.block_m + columns) * config.block_k * (4 if dtype == "float32" else 2)
     accumulated = config.block_m * columns // (config.num_warps * target.warp_size)
-    return held * config.residency <= target.shared_memory and accumulated <= (64 if _tight(target) or dtype == "float32" else 128)
+    return held * config.residency <= target.shared_memory and accumulated <= (
+        64 if few_registers(target) or dtype == "float32" else 128
+    )
 
 
 def interpreted(role: str, path: str, m: int, n: int, k: int, **_: object) -> Config:
@@ -279,12 +280,6 @@ def interpreted(role: str, path: str, m: int, n: int, k: int, **_: object) -> Co
 
 
 interpreted_skinny = few_rows.interpreted
-
-
-def _tight(target: Target) -> bool:
-    """Whether accumulators crowd out what else a thread holds: everywhere but on sm_90, whose tiles were timed, on sm_100 and
-    sm_103, which accumulate in a memory of their own, and on CDNA, which has 512 registers a thread."""
-    return target.warp_size == 32 and target.name not in ("sm_90", "sm_100", "sm_103")
 
 
 def _wide(role: str, planes: int) -> int:
@@ -388,7 +383,7 @@ def _hopper_hidden(m: int, n: int, k: int, planes: int) -> Config:
 
 def _pointers(role: str, m: int, n: int, k: int, planes: int, target: Target) -> Config:
     # What finishes its tile with several others in registers, and addresses that are no multiple of anything, want smaller tiles.
-    odd, tight = n % 8 > 0 or k % 8 > 0, _tight(target)
+    odd, tight = n % 8 > 0 or k % 8 > 0, few_registers(target)
     through = role == "hidden_grad"
     block_m = power_of_two(m, 16, 64 if odd or (through and (tight or n <= 32)) else 128)
     block_n = power_of_two(n, 32, 64 if through or tight or (odd and role == "hidden") else 128)
@@ -401,16 +396,6 @@ def _pointers(role: str, m: int, n: int, k: int, planes: int, target: Target) ->
     full = block_m * block_n >= (64 * 64 if odd or tight else 128 * (64 if through else 128))
     stages = 3 if target.kind == "cuda" and target.shared_memory > 64 * 1024 else 2
     return Config(block_m, max(16, block_n // _wide(role, planes)), 32, num_warps=8 if full else 4, num_stages=stages)
-
-
-def _float32(role: str, m: int, n: int, k: int, planes: int, target: Target) -> Config:
-    if target.name == "sm_90" and role != "weight_grad" and k <= 64 and m * n <= 2**18:  # little to multiply: many small programs
-        return Config(16 if m <= 256 else 32, 16, power_of_two(k, 16, 64), num_warps=4 if m <= 256 else 2, num_stages=2)
-    block_m, block_n = power_of_two(m, 16, 64), power_of_two(n, 16, 64 // _wide(role, planes))
-    if _tight(target):  # RDNA has no instruction for the product, and multiplies what it read of K in one piece
-        return Config(block_m, block_n, 16 if target.kind == "hip" else 32, num_warps=8, num_stages=2)
-    short = role in ("input_grad", "weight_grad") if target.name == "sm_90" else role == "hidden" and planes == 2
-    return Config(block_m, block_n, 16 if short else 32, num_warps=4, num_stages=2)
 
 
 def _split(config: Config, m: int, n: int, k: int) -> Config:

@@ -15,8 +15,8 @@ from mlpdsl.target import Target
 
 from .plan import Config
 
-__all__ = ["PROCESSORS", "SKINNY_ROWS", "candidates", "fitted", "granule", "interpreted", "period", "power_of_two", "skinny",
-           "tiles_of"]  # fmt: skip
+__all__ = ["PROCESSORS", "SKINNY_ROWS", "candidates", "few_registers", "fitted", "granule", "interpreted", "period", "power_of_two",
+           "skinny", "tiles_of"]  # fmt: skip
 
 SKINNY_ROWS = 64
 """The most rows of x for which there is a kernel of the strategy "skinny"."""
@@ -41,6 +41,12 @@ def granule(dtype: str) -> int:
 def period(stride: int, granule: int) -> int:
     """After how many rows, so many elements apart, they are as far from a multiple of 16 bytes as before."""
     return granule // math.gcd(stride, granule)
+
+
+def few_registers(target: Target) -> bool:
+    """Whether accumulators crowd out what else a thread holds: everywhere but on sm_90, whose tiles were timed, on sm_100 and
+    sm_103, which accumulate in a memory of their own, and on CDNA, which has 512 registers a thread."""
+    return target.warp_size == 32 and target.name not in ("sm_90", "sm_100", "sm_103")
 
 
 def tiles_of(block_m: int, block_n: int, m: int, n: int) -> int:

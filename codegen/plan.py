@@ -101,6 +101,12 @@ class Plan:
         return bool(self.linears[0].biases)
 
     @property
+    def bias_pass(self) -> bool:
+        """Whether a pass over a product of the library's may add its biases, in every linear. In 16 bits what it would add them to
+        is rounded."""
+        return self.bias and self.dtype == "float32"
+
+    @property
     def uses_libdevice(self) -> bool:
         """Whether hand-written text calls functions of libdevice."""
         hidden = (self.hidden.value, *self.hidden.grads) if self.hidden else ()
@@ -152,7 +158,8 @@ class Config:
     `strategy` is "two_stage", a generated kernel with everything in its epilogue; "skinny", one for few rows (block_m 1: for one
     row, else padded to block_m; there `splits` are groups of warps of one program); "padded", as two_stage, on copies of what has
     rows of no whole 16 bytes; "library": torch's product, and a generated pass over its result in blocks of block_m rows and
-    block_n columns (with `batched`, gate and up by one batched product in place of two); "whole_network": every linear of a narrow
+    block_n columns (with `batched`, gate and up by one batched product in place of two; with `bias_pass`, biases of float32 are
+    added by the pass, not in the product); "whole_network": every linear of a narrow
     MLP in one launch, block_m rows at a time; or "blocks", those of a Pallas kernel.
     """
 
@@ -167,6 +174,7 @@ class Config:
     registers: int = 0
     strategy: str = "two_stage"
     batched: bool = False
+    bias_pass: bool = False
 
     def to_dict(self) -> dict[str, int | str | bool]:
         return asdict(self)

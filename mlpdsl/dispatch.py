@@ -112,7 +112,7 @@ _forced: str | None = None
 def forcing(strategy: str) -> Iterator[None]:
     """Meanwhile every stage that can run by this strategy does, by "whole_network" where the rule would; by "generated", each
     linear by a kernel of its own, none by the library, and the rule alone decides among the others; by "batched", as by "library",
-    with gate and up at once. For tests and measurements, in one thread."""
+    with gate and up at once; by "bias_pass", with biases of float32 in the pass. For tests and measurements, in one thread."""
     global _forced
     before, _forced = _forced, strategy
     forget()
@@ -203,10 +203,12 @@ def _decided(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_inv
         return pinned[0]
     planes = 2 if plan.gated and role in ("hidden", "hidden_grad", "input_grad") else 1
     words: dict[str, Any] = {"dtype": plan.dtype, "planes": planes, "target": plan.target}
-    if _forced in ("library", "batched") and not ours:  # whatever the path: what is rounded must not depend on alignment
+    if _forced in ("library", "batched", "bias_pass") and not ours:  # whatever the path: rounding must not depend on alignment
         chosen = config.library(role, m, n, dtype=plan.dtype, planes=planes)
         if chosen is not None:
-            return replace(chosen, batched=_forced == "batched" and role == "hidden" and planes == 2)
+            both = _forced == "batched" and role == "hidden" and planes == 2
+            apart = _forced == "bias_pass" and plan.dtype == "float32" and role in ("hidden", "output")
+            return replace(chosen, batched=both, bias_pass=apart)
     if _forced == "skinny" and not ours:
         few = (config.interpreted_skinny if interpreting() else config.skinny)(role, m, n, k, **words)
         if few is not None:
@@ -219,7 +221,7 @@ def _decided(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_inv
     if interpreting():
         return config.interpreted(role, path, config.INVARIANT_ROWS if ours else m, n, k, **words)
     if _forced == "generated" and not ours:
-        return config.choose(role, path, m, n, k, **words)
+        return config.choose(role, path, m, n, k, precision=plan.precision, **words)
     from mlpdsl import tables
 
     _tell_of_tuning(plan.target.name)

@@ -59,9 +59,11 @@ class Explanation:
                 lines.append(f"  {name:<18} blocks of {c.block_m}x{c.block_n}, {c.block_k} deep")
                 continue
             if c.strategy == "library":
-                passes = name.startswith("hidden") or (name.startswith("output") and self.spec.epilogue)
+                apart = c.bias_pass and self.spec.bias
+                passes = name.startswith("hidden") or (name.startswith("output") and (self.spec.epilogue or apart))
                 product = "one batched product of torch's" if c.batched else "torch's product"
-                lines.append(f"  {name:<18} {product}" + (f", then blocks of {c.block_m}x{c.block_n}" if passes else ""))
+                then = f", then {'biases, in ' if apart else ''}blocks of {c.block_m}x{c.block_n}" if passes else ""
+                lines.append(f"  {name:<18} {product}{then}")
                 continue
             if c.strategy == "whole_network":
                 lines.append(f"  {name:<18} all linears, {c.block_m} rows at a time, {c.num_warps} warps, {c.num_stages} stages")

@@ -44,6 +44,7 @@ class Launch:
     residency: int
     strategy: str
     batched: bool
+    bias_pass: bool
     options: dict[str, Any]
 
     @classmethod
@@ -53,7 +54,8 @@ class Launch:
         if config.registers:
             options["maxnreg"] = config.registers
         c = config
-        return cls(c.block_m, c.block_n, c.block_k, c.group_m, c.num_stages, c.splits, c.residency, c.strategy, c.batched, options)
+        tile = c.block_m, c.block_n, c.block_k, c.group_m, c.num_stages, c.splits, c.residency
+        return cls(*tile, c.strategy, c.batched, c.bias_pass, options)
 
 
 def fits_tma(*tensors: torch.Tensor) -> bool:

@@ -18,15 +18,16 @@ __all__ = ["exactly", "lock", "said_again"]
 lock = threading.RLock()
 
 
-def exactly(function: Callable[..., Any], *args: Any, dtype: torch.dtype, **words: Any) -> Any:
-    """`function(*args, **words)`, with products of `dtype` summed in float32 of every bit.
+def exactly(function: Callable[..., Any], *args: Any, dtype: torch.dtype, tf32: bool = False, **words: Any) -> Any:
+    """`function(*args, **words)`, with products of `dtype` summed in float32 of every bit; with `tf32` those of float32 are of
+    operands in TF32.
 
     One thread at a time, also where no flag has to change: another takes back what it has set for its own product.
     """
     with lock:
         changed: list[tuple[_Flag, Any]] = []
         try:
-            for flag in _flags_of(dtype):
+            for flag in _flags_of(dtype, tf32):
                 found = flag.read()
                 wanted = flag.exact(found)
                 if wanted != found:
@@ -68,18 +69,22 @@ def _flag(name: str) -> _Flag:
 
 
 @cache
-def _flags_of(dtype: torch.dtype) -> tuple[_Flag, ...]:
+def _flags_of(dtype: torch.dtype, tf32: bool) -> tuple[_Flag, ...]:
     """What has to be exact for products of a dtype to be summed in float32 of every bit."""
     if dtype == torch.float32:
-        return (_precision(),)
+        return (_precision(tf32),)
     if dtype == torch.bfloat16:
         return (_flag("allow_bf16_reduced_precision_reduction"),)
     return _flag("allow_fp16_reduced_precision_reduction"), _flag("allow_fp16_accumulation")
 
 
-def _precision() -> _Flag:
+def _precision(tf32: bool = False) -> _Flag:
     """How float32 is multiplied. "none": as a wider setting says, which reading it takes into account, so nobody said anything."""
-    matmul, exact = torch.backends.cuda.matmul, lambda said: said if said == "none" else "ieee"
+    matmul = torch.backends.cuda.matmul
+
+    def exact(said: str) -> str:
+        return "tf32" if tf32 else said if said == "none" else "ieee"
+
     get, put = (getattr(torch._C, f"_{verb}_fp32_precision_{verb}ter", None) for verb in ("get", "set"))
     if get is None or put is None:
         return _inherited(lambda: matmul.fp32_precision, lambda value: setattr(matmul, "fp32_precision", value), exact)

@@ -111,7 +111,7 @@ def _passes(plan: Plan, view: Module, m: int, backward: bool) -> Iterator[tuple[
         yield "activate_rows", 0, first, library_config("hidden", m, first.width_out, dtype=plan.dtype, planes=planes)
         if backward:
             yield "activate_grad_rows", 0, first, library_config("hidden_grad", m, first.width_out, dtype=plan.dtype, planes=1)
-    if plan.epilogue.entries:
+    if plan.epilogue.entries or plan.bias_pass:
         yield "finish_rows", last, end, library_config("output", m, end.width_out, dtype=plan.dtype, planes=1)
 
 
@@ -174,7 +174,7 @@ def _config(plan: Plan, role: str, path: str, linear: Linear, m: int, copies: bo
         n, k = k, n
     planes = 2 if plan.gated and role in ("hidden", "hidden_grad", "input_grad") else 1
     words: dict[str, Any] = {"dtype": plan.dtype, "planes": planes, "target": plan.target}
-    chosen = choose(role, path, rows, n, k, **words)
+    chosen = choose(role, path, rows, n, k, precision=plan.precision, **words)
     epilogue = plan.finishes(role)
     if path == "tma" and chosen.strategy != "skinny":
         return padded(role, rows, n, k, **words, epilogue=epilogue) or chosen
@@ -195,7 +195,7 @@ def _compile(
         values |= {"N": n, "K": k, "PLANES": linear.planes, "PARTIAL": config.splits > 1, "GROUP_M": config.group_m}
         values |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
         values |= {"SAVE": True, "EMIT_HIDDEN": True, "SUM_BIAS": True, "SPLITS": config.splits, "STAGES": config.num_stages}
-        values |= {"BATCHED": True, "REWRITE": True}
+        values |= {"ADD_BIAS": True, "REWRITE": True}
         values["PERIOD"] = period(linear.width_in, granule(plan.dtype))
         overlaps = plan.target.kind == "cuda" and int(plan.target.arch) >= 90
         values |= {"OVERLAPS": overlaps, "FOLLOWS": overlaps and (stage > 0 or config.strategy == "library")}

@@ -228,7 +228,8 @@ def straight(
             add(f"a{slot} = t{slot}.data_ptr()")
             add(f"if a{slot} % {GRANULE}: return None")
         if isinstance(step, Product):
-            add(f"{name(library)}.{step.function}({', '.join(operand(view) for view in step.views)})")
+            words = ", tf32=True" if step.tf32 else ""
+            add(f"{name(library)}.{step.function}({', '.join(operand(view) for view in step.views)}{words})")
         else:
             assert step.starter is not None and step.flat is not None
             start, before, after, flat = step.starter

@@ -121,10 +121,10 @@ class Step:
 
 
 class Product:
-    """One call of `function` in `mlpdsl.library` on these, and what is allocated before it and let go after it."""
+    """One call of `function` in `mlpdsl.library` on these, in TF32 or not, and what is allocated before it and let go after it."""
 
-    def __init__(self, function: str, views: list[View | None]) -> None:
-        self.function, self.views = function, views
+    def __init__(self, function: str, views: list[View | None], tf32: bool) -> None:
+        self.function, self.views, self.tf32 = function, views, tf32
         self.allocations: list[tuple[int, tuple[int, ...], torch.dtype]] = []
         self.frees: list[int] = []
 
@@ -134,7 +134,8 @@ class Product:
     def run(self, buffers: Sequence[Tensor | None]) -> None:
         from mlpdsl import library
 
-        getattr(library, self.function)(*(None if view is None else view.of(buffers) for view in self.views))
+        views = (None if view is None else view.of(buffers) for view in self.views)
+        getattr(library, self.function)(*views, tf32=self.tf32)
 
 
 class Tape:
@@ -216,16 +217,16 @@ class Recorder:
             recorded.append(a)
         self._add(Step(kernel, grid, options, compiled, recorded))
 
-    def multiplied(self, a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None) -> None:
-        self._multiplied("multiply", a, b, out, addend)
+    def multiplied(self, a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None, *, tf32: bool) -> None:
+        self._multiplied("multiply", a, b, out, addend, tf32=tf32)
 
-    def multiplied_two(self, x: Tensor, low: Tensor, high: Tensor, out: Tensor) -> None:
-        self._multiplied("multiply_two", x, low, high, out)
+    def multiplied_two(self, x: Tensor, low: Tensor, high: Tensor, out: Tensor, *, tf32: bool) -> None:
+        self._multiplied("multiply_two", x, low, high, out, tf32=tf32)
 
-    def _multiplied(self, function: str, *tensors: Tensor | None) -> None:
+    def _multiplied(self, function: str, *tensors: Tensor | None, tf32: bool) -> None:
         views = [None if t is None else self._view(t) for t in tensors]
         self.known = self.known and all(view is not None or t is None for view, t in zip(views, tensors, strict=True))
-        self._add(Product(function, views))
+        self._add(Product(function, views, tf32))
 
     def _add(self, step: Step | Product) -> None:
         step.allocations, self._waiting = self._waiting, []

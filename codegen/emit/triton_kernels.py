@@ -320,9 +320,10 @@ _BLOCK = _TILE[:2]
 
 def _activate_rows_args(plan: Plan) -> tuple[Arg, ...]:
     if not plan.gated:
-        return _pointer(plan, "preact"), _pointer(plan, "hidden"), _ROWS, *_constexprs("N", "FOLLOWS"), *_BLOCK
+        args = [_pointer(plan, "preact"), *(_biases(plan, 1) if plan.bias_pass else []), _pointer(plan, "hidden"), _ROWS]
+        return *args, *_constexprs("N", "FOLLOWS", *(("ADD_BIAS", "REWRITE") if plan.bias_pass else ())), *_BLOCK
     preact = [_pointer(plan, "preact", passed="preact[gate]"), Arg("stride_preact_p", "to_up", "stride"), *_biases(plan, 2)]
-    flags = _constexprs("N", "FOLLOWS", *(("BATCHED",) if plan.bias else ()), "REWRITE")
+    flags = _constexprs("N", "FOLLOWS", *(("ADD_BIAS",) if plan.bias else ()), "REWRITE")
     return *preact, _pointer(plan, "saved", passed="preact"), _pointer(plan, "hidden"), _ROWS, *flags, *_BLOCK
 
 
@@ -334,10 +335,13 @@ def _activate_grad_rows_args(plan: Plan) -> tuple[Arg, ...]:
 
 
 def _finish_rows_args(plan: Plan, operands: Sequence[OperandView]) -> tuple[Arg, ...]:
-    args = [_pointer(plan, "tile")]
+    args = [_pointer(plan, "tile"), *(_biases(plan, 1) if plan.bias_pass else [])]
     for o in operands:
         args += _tensor(plan, "masked", o.ident, (), "mn") if o.kind == "tile" else [_pointer(plan, o.ident, "")]
-    return (*args, _pointer(plan, "out"), _ROWS, *_constexprs("N", "FOLLOWS"), *_BLOCK)
+    flags: tuple[str, ...] = ()
+    if plan.bias_pass and plan.epilogue.entries:
+        flags = ("ADD_BIAS", "REWRITE") if plan.epilogue.tile_needed else ("ADD_BIAS",)
+    return (*args, _pointer(plan, "out"), _ROWS, *_constexprs("N", "FOLLOWS", *flags), *_BLOCK)
 
 
 def _copy_rows_args(plan: Plan) -> tuple[Arg, ...]:

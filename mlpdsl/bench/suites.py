@@ -171,7 +171,25 @@ _ODD = _suite(
     (1, 13, 127, 1021, 4093),
 )
 
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (_SEEDS, _LLM, _VISION, _SMALL, _ODD)}
+_FLOAT32 = _suite(
+    "float32",
+    "float32 multiplied exactly, in TF32, and as three products in TF32",
+    {
+        "gelu-768x3072-bias-fp32": _block(768, 3072, "gelu", bias=True, dtype="float32"),
+        "gelu-768x3072-bias-tf32": _block(768, 3072, "gelu", bias=True, dtype="float32", precision="tf32"),
+        "gelu-768x3072-bias-tf32x3": _block(768, 3072, "gelu", bias=True, dtype="float32", precision="tf32x3"),
+        "swiglu-2048x5632-fp32": _gated(2048, 5632, dtype="float32"),
+        "swiglu-2048x5632-tf32": _gated(2048, 5632, dtype="float32", precision="tf32"),
+        "swiglu-2048x5632-tf32x3": _gated(2048, 5632, dtype="float32", precision="tf32x3"),
+        "gelu-384x1536-bias-tf32": _block(384, 1536, "gelu", bias=True, dtype="float32", precision="tf32"),
+        "swiglu-512x1536-tf32": _gated(512, 1536, dtype="float32", precision="tf32"),
+        "relu-784x512x512x10-bias-tf32": _spec((784, 512, 512, 10), "relu", bias=True, dtype="float32", precision="tf32"),
+        "swiglu-1021x2749-tf32": _gated(1021, 2749, dtype="float32", precision="tf32"),
+    },
+    (1, 16, 64, 256, 1024, 4096),
+)
+
+SUITES: dict[str, Suite] = {suite.name: suite for suite in (_SEEDS, _LLM, _VISION, _SMALL, _ODD, _FLOAT32)}
 """Every suite, by its name."""
 
 

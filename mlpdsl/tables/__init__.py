@@ -116,7 +116,7 @@ def decide(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_invar
     rows = rule.INVARIANT_ROWS if ours else m
     product, at = Product.of(plan, role, rows, n, k)
     planes = product.planes
-    by_rule = rule.choose(role, path, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target)
+    by_rule = rule.choose(role, path, rows, n, k, dtype=plan.dtype, precision=plan.precision, planes=planes, target=plan.target)
     found = find(plan.target.name, product, at)
     if found is not None and found[1].config is not None and as_full(plan.target.name, found[1].config, product, found[1].m, at):
         row, chosen = found[0], found[1].config
@@ -143,9 +143,11 @@ def as_full(target: str, config: Config, product: Product, measured: int, m: int
     ninths of what they were, and of persistent kernels on sm_90 all waves of them, the last one too. Else another config may be far
     faster, and nothing was measured.
 
-    Up to 64 rows wait for weights, however full tiles are; the library has tiles of its own; weight gradients have the same for
-    every m.
+    Up to 64 rows wait for weights, however full tiles are, and have kernels of their own: more rows say nothing of them, nor they
+    of more. The library has tiles of its own; weight gradients have the same for every m.
     """
+    if (m <= rule.SKINNY_ROWS) != (measured <= rule.SKINNY_ROWS) and product.role in ("hidden", "output"):
+        return False
     if config.strategy not in ("two_stage", "padded") or product.role == "weight_grad" or max(m, measured) <= rule.SKINNY_ROWS:
         return True
 
@@ -295,6 +297,10 @@ def _row(given: Any) -> Row:
     points = tuple(map(_point, given["points"]))
     if (product.role, product.planes) != ("hidden", 2) and any(point.config and point.config.batched for point in points):
         raise ValueError("config: batched is said of gate and up alone")
+    if (product.dtype != "float32" or product.role not in ("hidden", "output")) and any(
+        point.config and point.config.bias_pass for point in points
+    ):
+        raise ValueError("config: bias_pass is said of forward in float32 alone")
     ms = [point.m for point in points]
     if not ms or ms != sorted(set(ms)):
         raise ValueError("points are in order of m, each once, and at least one")
@@ -320,9 +326,9 @@ def _config(given: dict[str, Any]) -> Config:
             if value not in rule.STRATEGIES:
                 raise ValueError(f"config: strategy {value!r} is none of {', '.join(rule.STRATEGIES)}")
             continue
-        if name == "batched":
+        if name in ("batched", "bias_pass"):
             if type(value) is not bool or (value and config.strategy != "library"):
-                raise ValueError("config: batched is said, true or false, of the library alone")
+                raise ValueError(f"config: {name} is said, true or false, of the library alone")
             continue
         one_row = config.strategy == "skinny" and config.block_m == 1  # which may hold all of K
         least, most = (0, 512) if name == "registers" else (1, 32768 if name == "block_k" and one_row else 1024)

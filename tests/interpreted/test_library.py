@@ -16,6 +16,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from hypothesis import given, settings
@@ -81,7 +82,7 @@ def test_a_bias_may_be_added_to_the_rounded_product(dtype: str, steps: int, righ
     """As cuBLAS adds it where it has no kernel that does both; but nothing coarser than that."""
     inner = library.product
 
-    def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, addend: torch.Tensor | None = None) -> None:
+    def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, addend: torch.Tensor | None = None, **_: bool) -> None:
         inner(a, b, out)
         if addend is not None:
             coarse = out.float()
@@ -107,7 +108,7 @@ def test_calls_are_recorded_with_their_products(dtype: str, monkeypatch: pytest.
     replayed: list[int] = []
     for name, at, heard in (("multiply", library, products), ("replay", mlpdsl.tape.Tape, replayed)):
         inner = getattr(at, name)
-        monkeypatch.setattr(at, name, lambda *args, inner=inner, heard=heard: (heard.append(1), inner(*args))[1])
+        monkeypatch.setattr(at, name, lambda *args, inner=inner, heard=heard, **words: (heard.append(1), inner(*args, **words))[1])
     for call in wanted:
         check_call(call, mlp)
     assert len(replayed) == 4 and len(products) >= 2 * 6
@@ -146,7 +147,7 @@ def test_gate_and_up_as_one_batch(dtype: str, bias: bool, pair: str, monkeypatch
     spec, rows = GATED.replace(bias=bias, epilogue=("gelu",), dtype=dtype), 18
     heard: list[str] = []
     inner = library.multiply_two
-    monkeypatch.setattr(library, "multiply_two", lambda *args: (heard.append(""), inner(*args))[1])
+    monkeypatch.setattr(library, "multiply_two", lambda *args, **words: (heard.append(""), inner(*args, **words))[1])
     first = make_call(spec, (rows,), 0, pair=pair)
     with dispatch.forcing_config("hidden", rows, 96, 48, batched(spec, rows)):
         mlp = mlpdsl.compile(spec, backend="triton")
@@ -166,8 +167,8 @@ def test_the_bits_of_a_batch_follow_no_address(bias: bool, monkeypatch: pytest.M
     """Even where a batched product sums in another order than two do: nothing falls back to two for where weights lie."""
     inner = library.multiply_two
 
-    def coarse(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, out: torch.Tensor) -> None:
-        inner(x, low, high, out)
+    def coarse(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, out: torch.Tensor, **words: bool) -> None:
+        inner(x, low, high, out, **words)
         out.mul_(1.0 + 2.0**-9)
 
     monkeypatch.setattr(library, "multiply_two", coarse)
@@ -178,6 +179,40 @@ def test_the_bits_of_a_batch_follow_no_address(bias: bool, monkeypatch: pytest.M
         found = [call.gradients(mlp) for call in calls_]
         assert same_bits(found[0][0], found[1][0]) and same_bits(calls_[0].run(mlp), found[0][0])
         assert all(same_bits(found[0][1][name], found[1][1][name]) for name in found[0][1])
+
+
+@settings(max_examples=20)
+@given(call=specs(max_epilogues=3).filter(lambda spec: spec.bias).map(lambda spec: spec.replace(dtype="float32")).flatmap(
+    lambda spec: leads().filter(lambda lead: 0 < math.prod(lead) <= 70).flatmap(lambda lead: calls(spec, lead=lead))
+))  # fmt: skip
+def test_any_spec_with_biases_in_the_pass(call: Call) -> None:
+    with dispatch.forcing("bias_pass"):
+        check_call(call)
+
+
+@pytest.mark.parametrize(
+    "words", [{}, {"gated": True}, {"epilogue": ("gelu",)}, {"epilogue": ("layer_scale", "residual")}], ids=str
+)
+def test_biases_in_the_pass(words: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No product of forward is given one; and the bits are the same with gradients, without, and in a recording."""
+    spec = MLPSpec(**{"dims": (48, 96, 40), "activation": "silu", "bias": True, "dtype": "float32", **words})
+    added: list[bool] = []
+    inner = library.multiply
+
+    def heard(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, addend: torch.Tensor | None = None, **words: bool) -> None:
+        added.append(addend is not None)
+        inner(a, b, out, addend, **words)
+
+    monkeypatch.setattr(library, "multiply", heard)
+    with dispatch.forcing("bias_pass"):
+        mlp = mlpdsl.compile(spec, backend="triton")
+        call = make_call(spec, (18,), 0)
+        with torch.no_grad():
+            results = [call.run(mlp) for _ in range(3)]  # the second is recorded, the third repeats it
+        assert len(added) == 3 * (3 if spec.gated else 2) and not any(added)
+        y, grads = call.gradients(mlp)
+        judge(call, y, grads, library=dispatch.library_stages(spec.to_json(), torch.device("cpu"), 18))
+    assert all(same_bits(result, y) for result in results)
 
 
 def test_a_batch_needs_no_numpy(monkeypatch: pytest.MonkeyPatch) -> None:

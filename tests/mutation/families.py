@@ -38,6 +38,9 @@ FAMILIES: dict[str, MLPSpec] = {
     ),
     "wide_library": MLPSpec(dims=(33, 47, 20), activation="gelu", gated=True, dtype="float32", epilogue=("residual",)),
     "plain_library": MLPSpec(dims=(50, 70, 41), activation="gelu", bias=True, dtype="float16", epilogue=("residual", "scale")),
+    # Biases of float32 in the passes.
+    "plain_apart": MLPSpec(dims=(50, 70, 41), activation="gelu", bias=True, dtype="float32", epilogue=("gelu", "residual")),
+    "gated_apart": MLPSpec(dims=(33, 47, 20), activation="silu", gated=True, bias=True, dtype="float32"),
     # The kernels for few rows wherever there are few.
     "gated_skinny": MLPSpec(
         dims=(50, 70, 41), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("layer_scale",)
@@ -59,5 +62,12 @@ FAMILIES: dict[str, MLPSpec] = {
 
 def forced(family: str) -> str:
     """The strategy that is forced for a family; "" where the usual one runs."""
-    ends = {"library": "library", "batched": "batched", "skinny": "skinny", "padded": "padded", "whole": "whole_network"}
+    ends = {
+        "library": "library",
+        "batched": "batched",
+        "apart": "bias_pass",
+        "skinny": "skinny",
+        "padded": "padded",
+        "whole": "whole_network",
+    }
     return ends.get(family.rpartition("_")[2], "")

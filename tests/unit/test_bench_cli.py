@@ -153,7 +153,9 @@ def test_list(run: Bench) -> None:
 def test_help(run: Bench) -> None:
     status, out, _ = run("--help")
     words = " ".join(out.split())
-    assert status == 0 and "Suites: seeds, llm, vision, small, odd." in words and "3 there is no GPU to run on; 130" in words
+    assert (
+        status == 0 and "Suites: seeds, llm, vision, small, odd, float32." in words and "3 there is no GPU to run on; 130" in words
+    )
     for option in (
         "--m",
         "--passes",
@@ -295,7 +297,7 @@ def test_mistakes(run: Bench, tmp_path: Path) -> None:
     for arguments, said in (
         (("seed",), "there is no module 'seed' in "),
         (("seed",), "Did you mean 'seeds'?"),
-        (("xyz",), "Suites are 'seeds', 'llm', 'vision', 'small', 'odd'."),
+        (("xyz",), "Suites are 'seeds', 'llm', 'vision', 'small', 'odd', 'float32'."),
         (("--report", "none.json"), "none.json cannot be read"),
     ):
         status, out, err = run(*arguments)

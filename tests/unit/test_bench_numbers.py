@@ -122,7 +122,7 @@ def test_what_a_row_touches_and_holds() -> None:
 
 
 def test_every_suite_is_sound() -> None:
-    assert list(SUITES) == ["seeds", "llm", "vision", "small", "odd"]
+    assert list(SUITES) == ["seeds", "llm", "vision", "small", "odd", "float32"]
     names = [(suite.name, entry.name) for suite in SUITES.values() for entry in suite.entries]
     assert len(set(names)) == len(names)
     for suite in SUITES.values():

@@ -51,6 +51,13 @@ def test_exact_meanwhile_and_the_users_afterwards(dtype: torch.dtype) -> None:
     assert read(dtype) == SAID[dtype]
 
 
+@pytest.mark.parametrize("said", ["none", "ieee", "tf32"])
+def test_tf32_meanwhile_where_a_spec_says_so(said: str) -> None:
+    FLAGS.fp32_precision = said
+    assert exactly(lambda: FLAGS.fp32_precision, dtype=torch.float32, tf32=True) == "tf32"
+    assert FLAGS.fp32_precision == said
+
+
 @by_dtype
 def test_another_thread_does_not_rely_on_what_is_taken_back(dtype: torch.dtype) -> None:
     """It comes while the flags are right for the first, and multiplies after the first has restored them."""
@@ -189,7 +196,7 @@ def test_a_signal_handler_that_multiplies_too() -> None:
 
 def test_an_interrupt_while_a_flag_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever Ctrl-C comes between the lock and the product, neither the lock nor a flag stays as it was meanwhile."""
-    (flag,) = precision._flags_of(torch.float32)
+    (flag,) = precision._flags_of(torch.float32, False)
 
     def written(value: str) -> None:
         flag.write(value)
@@ -197,7 +204,7 @@ def test_an_interrupt_while_a_flag_is_set(monkeypatch: pytest.MonkeyPatch) -> No
             raise KeyboardInterrupt
 
     interrupted = flag._replace(write=written)
-    monkeypatch.setattr(precision, "_flags_of", lambda dtype: (interrupted,))
+    monkeypatch.setattr(precision, "_flags_of", lambda dtype, tf32: (interrupted,))
     with pytest.raises(KeyboardInterrupt):
         exactly(lambda: None, dtype=torch.float32)
     assert FLAGS.fp32_precision == "tf32"

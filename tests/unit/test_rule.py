@@ -272,6 +272,68 @@ def test_where_none_are_on_copies(words: dict[str, Any]) -> None:
     assert rule.padded("output", 4096, 4096, 4095, dtype="bfloat16", planes=1, target=SM_90) is not None
 
 
+IEEE, TF32, X3 = "ieee", "tf32", "tf32x3"
+OURS, CUBLAS = {"strategy": "two_stage"}, {"strategy": "library", "bias_pass": False}
+APART = {"strategy": "library", "bias_pass": True}
+
+
+@pytest.mark.parametrize(("role", "m", "n", "k", "planes", "precision", "wanted"), [
+    # With a bias cuBLAS shares no sum: long ones that leave processors idle have it in a pass.
+    ("output", 256, 768, 3072, 1, IEEE, APART),
+    ("output", 4096, 768, 3072, 1, IEEE, APART),
+    ("output", 2048, 1024, 4096, 1, IEEE, CUBLAS),  # nobody is idle
+    ("output", 4096, 577, 1111, 1, IEEE, CUBLAS),  # a pass over so much costs as much
+    ("output", 8, 768, 3072, 1, IEEE, CUBLAS),
+    ("output", 8, 1024, 4096, 1, IEEE, APART),
+    ("output", 64, 128, 512, 1, IEEE, CUBLAS),
+    ("hidden", 64, 1536, 384, 1, IEEE, APART),  # a pass follows anyway
+    ("hidden", 1024, 1536, 384, 1, IEEE, CUBLAS),
+    ("hidden", 512, 4096, 1024, 1, IEEE, CUBLAS),
+    ("input_grad", 256, 768, 3072, 1, IEEE, CUBLAS),
+    # TF32: cuBLAS, but where sums are short or rows few.
+    ("hidden", 4096, 1536, 384, 1, TF32, OURS | {"block_m": 64, "block_n": 128}),
+    ("hidden", 256, 1536, 384, 1, TF32, OURS | {"block_m": 64, "block_n": 32}),
+    ("hidden", 16, 4096, 1024, 1, TF32, OURS | {"block_m": 16, "block_k": 128}),
+    ("hidden", 256, 4096, 1024, 1, TF32, CUBLAS),
+    ("hidden", 64, 11008, 4096, 2, TF32, OURS | {"block_n": 32}),
+    ("hidden", 256, 11008, 4096, 2, TF32, CUBLAS | {"batched": False}),
+    ("output", 64, 768, 3072, 1, TF32, APART),
+    ("output", 64, 4096, 4096, 1, TF32, CUBLAS),
+    ("output", 1021, 1021, 2749, 1, TF32, APART),
+    ("output", 16, 4096, 11008, 1, TF32, OURS),
+    ("output", 256, 10, 512, 1, TF32, OURS),
+    ("hidden_grad", 256, 4096, 1024, 1, TF32, CUBLAS),
+    ("weight_grad", 4096, 1024, 256, 1, TF32, CUBLAS),
+    # Three products in TF32 against one that is exact, which a few rows and odd widths are better off with.
+    ("hidden", 4096, 4096, 1024, 1, X3, OURS | {"block_m": 64, "block_n": 128}),
+    ("output", 4096, 1024, 4096, 1, X3, OURS | {"block_m": 128, "block_n": 64}),
+    ("hidden", 256, 11008, 4096, 2, X3, OURS),
+    ("output", 64, 4096, 11008, 1, X3, APART),
+    ("hidden", 4, 4096, 1024, 1, X3, CUBLAS),
+    ("hidden", 8, 5632, 2048, 2, X3, OURS),
+    ("hidden", 24, 5632, 2048, 2, X3, {"strategy": "library"}),
+    ("hidden", 1021, 2749, 1021, 2, X3, {"strategy": "library"}),
+    ("input_grad", 256, 1024, 4096, 1, X3, CUBLAS),
+])  # fmt: skip
+def test_float32_on_hopper(role: str, m: int, n: int, k: int, planes: int, precision: str, wanted: dict[str, Any]) -> None:
+    found = usual(role, m, n, k, planes, path="masked", dtype="float32", precision=precision).to_dict()
+    assert {name: found[name] for name in wanted} == wanted
+    assert not usual(role, m, n, k, planes, path="masked").bias_pass, "in 16 bits what a pass reads is rounded"
+
+
+def test_tf32_elsewhere_is_the_librarys() -> None:
+    """Where nothing was timed; but three products in TF32 are what was asked for."""
+    for role in ("hidden", "output", "hidden_grad", "weight_grad"):
+        found = [
+            usual(role, 512, 512, 512, path="masked", dtype="float32", precision=p, target=TARGETS["sm_80"])
+            for p in (IEEE, TF32, X3)
+        ]
+        assert [c.strategy for c in found] == ["library", "library", "two_stage"] and not any(c.bias_pass for c in found), role
+    assert usual("hidden", 512, 512, 512, path="masked", dtype="float32", precision=TF32, target=TARGETS["gfx942"]) == rule.choose(
+        "hidden", "masked", 512, 512, 512, dtype="float32", precision=TF32, planes=1, target=TARGETS["gfx942"]
+    )
+
+
 def test_tf32_has_small_tiles_where_there_are_few() -> None:
     words = {"dtype": "float32", "precision": "tf32"}
     assert (usual("hidden", 127, 401, 307, path="masked", **words).block_m, usual("hidden", 13, 401, 307, **words).block_m) == (

@@ -175,12 +175,13 @@ def test_m_is_searched_in_log_space_inside_the_range_alone(user: Any) -> None:
 
 
 def test_a_config_holds_where_its_waves_are_as_full(user: Any) -> None:
-    """At 256 rows two rows of tiles are a full wave; a third, or half of them empty, takes as long again for little."""
+    """At 256 rows two rows of tiles are a full wave; a third, or half of them empty, takes as long again for little. And what was
+    timed at up to 64 rows, which other kernels take, says nothing of more."""
     spec = MLPSpec(dims=(512, 8192, 512), activation="silu", dtype="bfloat16")
     tile = Config(128, 128, 64, num_warps=8, num_stages=5)
     user(row(spec, "hidden", {64: tile, 256: tile, 4096: tile}, 0), row(spec, "output", {128: LIBRARY, 256: LIBRARY}, 1))
     found = [m for m in (64, 65, 90, 129, 192, 220, 228, 256, 257, 300, 1100, 3800, 4096) if decided(spec, "hidden", m) == tile]
-    assert found == [64, 65, 90, 228, 256, 3800, 4096]
+    assert found == [64, 228, 256, 3800, 4096]
     assert all(decided(spec, "output", m) == LIBRARY for m in (128, 181, 182, 256))  # which has tiles of its own
     # A weight gradient sums over the batch: its tiles are the same for every number of rows.
     user(row(GATED, "weight_grad", {256: replace(TILE, splits=2), 4096: TILE}, 1))
