@@ -218,7 +218,7 @@ def candidates(
         found.append(copied)
         starts.append(("tma", copied))
     for way, start in starts:
-        for tile in _tiles(way, m, n, k, dtype, target):
+        for tile in _tiles(way, m, n, k, dtype, precision, target):
             config = replace(start, **{"registers": 0, **tile}, splits=1)
             found.append(_split(config, m, n, k) if role == "weight_grad" else config)
     for group_m in (1, 4, 16):
@@ -234,14 +234,21 @@ def candidates(
     return [first, *(config for config in fit if config != first)]
 
 
-def _tiles(path: str, m: int, n: int, k: int, dtype: str, target: Target) -> Iterator[dict[str, Any]]:
+def _tiles(path: str, m: int, n: int, k: int, dtype: str, precision: str, target: Target) -> Iterator[dict[str, Any]]:
     """Tiles with their warps, stages and residency; none of twice the product's size or more."""
     few, tma, wide = m <= 64, path == "tma", dtype == "float32"
+    by_tensor_cores = wide and precision != "ieee"
     heights = [h for h in ((16, 32, 64) if few else (64, 128)) if min(m, 128) <= 2 * h < 4 * max(m, 16)]
     widths = [w for w in ((64, 128, 256) if tma else (32, 64, 128)) if w < 2 * max(n, 64 if tma else 32)]
     # 128 bytes of K at a time are what descriptors move best; where a few rows wait for memory, more is in flight.
-    depths = (64, 128) if tma and few else (64,) if tma else (16, 32) if wide else (32, 64) if few else (32,)
-    stages = (2,) if wide else ((4, 6) if few else (3, 4, 6)) if tma and target.shared_memory > 128 * 1024 else (2, 3)
+    if tma or by_tensor_cores:
+        depths = (64, 128) if few else (64,) if tma else (32, 64)
+    else:
+        depths = (16, 32) if wide else (32, 64) if few else (32,)
+    if wide:
+        stages = (3, 4) if by_tensor_cores else (2,)
+    else:
+        stages = ((4, 6) if few else (3, 4, 6)) if tma and target.shared_memory > 128 * 1024 else (2, 3)
     for block_m, block_n, block_k in itertools.product(heights, widths, depths):
         for num_warps in (4, 8):
             # A warp that holds few elements of the tile has too little to do, one with more than 4096 spills.
