@@ -245,6 +245,7 @@ def _tiles(path: str, m: int, n: int, k: int, dtype: str, precision: str, target
         depths = (64, 128) if few else (64,) if tma else (32, 64)
     else:
         depths = (16, 32) if wide else (32, 64) if few else (32,)
+    stages: tuple[int, ...]
     if wide:
         stages = (3, 4) if by_tensor_cores else (2,)
     else:
