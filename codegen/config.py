@@ -64,8 +64,7 @@ def usual(
         return chosen
     if dtype == "float32":
         both = role == "hidden" and planes == 2 and float32.batched(m, n, k, precision, target)
-        free = role == "hidden" or epilogue
-        return replace(other, batched=both, bias_pass=float32.bias_pass(role, m, n, k, precision, target, free=free))
+        return replace(other, batched=both, bias_pass=float32.bias_pass(role, m, n, k, precision, target, epilogue))
     if role == "hidden" and planes == 2 and target.name == "sm_90":
         return replace(other, batched=_fits_batch(m, n, k))
     return other
@@ -202,11 +201,11 @@ def candidates(
     first = usual(role, path, m, n, k, dtype=dtype, precision=precision, planes=planes, target=target, epilogue=epilogue)
     default = choose(role, path, m, n, k, dtype=dtype, precision=precision, planes=planes, target=target)
     other = library(role, m, n, dtype=dtype, planes=planes)
+    if other is not None and dtype == "float32":
+        other = replace(other, bias_pass=float32.bias_pass(role, m, n, k, precision, target, epilogue))
     found = [default] + ([] if other is None else [other])
     if other is not None and role == "hidden" and planes == 2:
         found.append(replace(other, batched=True))
-    if other is not None and dtype == "float32" and role in ("hidden", "output"):
-        found.append(replace(other, bias_pass=True))
     if default.strategy == "skinny":
         found += few_rows.candidates(m, n, k, planes)
         default = _tiled(role, path, m, n, k, dtype, precision, planes, target)

@@ -43,9 +43,10 @@ def batched(m: int, n: int, k: int, precision: str, target: Target) -> bool:
     return target.name == "sm_90" and precision != "tf32" and (n * k <= 2**20 or (m <= 16 and n * k <= 2**22))
 
 
-def bias_pass(role: str, m: int, n: int, k: int, precision: str, target: Target, *, free: bool) -> bool:
-    """Whether biases are better added by a pass over the library's product than in it, on an H200: with a bias cuBLAS shares no sum
-    among processors, and long ones that leave most of them idle take two to four times as long. `free`: a pass follows anyway."""
+def bias_pass(role: str, m: int, n: int, k: int, precision: str, target: Target, epilogue: bool) -> bool:
+    """Whether biases, if there are any, are better added by a pass over the library's product than in it, on an H200: with a bias
+    cuBLAS shares no sum among processors, and long ones that leave most of them idle take two to four times as long. After a first
+    linear, and with an `epilogue`, a pass follows anyway."""
     if target.name != "sm_90" or role not in ("hidden", "output"):
         return False
     if precision == "tf32" and k % 4 == n % 4 == 0:  # where cuBLAS has a tile for nearly everything
@@ -57,12 +58,13 @@ def bias_pass(role: str, m: int, n: int, k: int, precision: str, target: Target,
     long = k >= 1024 and waves <= (2 if k >= 2048 else 1)
     if m <= 16:
         return k >= 1536 and m >= (7 if k >= 4096 else 16)
-    return long or (precision != "tf32" and free and (k > 512 or m <= 512))
+    free = role == "hidden" or epilogue
+    return long or (free and precision != "tf32" and (k > 512 or m <= 512))
 
 
 def worth_padding(m: int, n: int, k: int) -> bool:
-    """Whether a product in TF32, of rows of no whole 16 bytes, is faster on copies that have such rows: cuBLAS's fast kernels take
-    no others. Timed on an H200, where it is three times as fast without the copies."""
+    """Whether a product in TF32, of rows of no whole 16 bytes, is faster of copies that have such rows: cuBLAS's fast kernels take
+    no others. On an H200 they are three times as fast, not counting the copies."""
     return m * n * k >= 2**29 and min(m, n, k) >= 128
 
 
@@ -70,10 +72,8 @@ def tile(role: str, m: int, n: int, k: int, planes: int, precision: str, target:
     """What a generated kernel multiplies at a time."""
     wide = planes if role == "hidden" else 1
     if target.name == "sm_90" and precision != "ieee":
-        if role not in ("hidden", "output"):
-            if tiles_of(64, 32, m, n) <= 4 * PROCESSORS:
-                return Config(64, 32, 32, num_warps=4, num_stages=4)
-            return Config(128, 64, 32, num_warps=4, num_stages=3)
+        if role not in ("hidden", "output"):  # which only batch_invariant has: larger tiles would spill
+            return Config(64, 32, 32, num_warps=4, num_stages=4)
         if n % 4 == k % 4 == 0:
             return _gate_and_up(m, n, precision) if wide == 2 else _by_tensor_cores(role, m, n, precision)
         if wide == 1 and tiles_of(64, 64, m, n) <= PROCESSORS // 4:  # many tiles in place of few

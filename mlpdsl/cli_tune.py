@@ -116,8 +116,7 @@ def _cells(result: dict[str, Any]) -> tuple[str, str, str, str]:
     c = point["config"]
     tile = f"{c['block_m']}x{c['block_n']}x{c['block_k']}, {c['num_warps']} warps, {c['num_stages']} stages"
     rest = "".join(f", {name} {c[name]}" for name in ("splits", "residency") if c[name] > 1)
-    how = ", batched" * bool(c.get("batched")) + ", bias_pass" * bool(c.get("bias_pass"))
-    told = f"library{how}" if c["strategy"] == "library" else f"{tile}{rest}"
+    told = ("library, batched" if c.get("batched") else "library") if c["strategy"] == "library" else f"{tile}{rest}"
     return f"{point['default_us']:.2f}", f"{point['us']:.2f}", f"{point['default_us'] / point['us']:.2f}x", told
 
 

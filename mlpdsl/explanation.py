@@ -11,6 +11,7 @@ from mlpdsl.backends import BACKENDS, VARIABLE, requested_backend
 from mlpdsl.ceilings import floor_us, known_gpu
 from mlpdsl.codegen import blocks, narrow
 from mlpdsl.codegen.config import INVARIANT_ROWS, SKINNY_ROWS, skinny
+from mlpdsl.codegen.float32 import worth_padding
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, Plan, products
 from mlpdsl.errors import ShapeError, UnsupportedError, describe
@@ -59,7 +60,7 @@ class Explanation:
                 lines.append(f"  {name:<18} blocks of {c.block_m}x{c.block_n}, {c.block_k} deep")
                 continue
             if c.strategy == "library":
-                apart = c.bias_pass and self.spec.bias
+                apart = (c.bias_pass or c.batched) and self.spec.bias
                 passes = name.startswith("hidden") or (name.startswith("output") and (self.spec.epilogue or apart))
                 product = "one batched product of torch's" if c.batched else "torch's product"
                 then = f", then {'biases, in ' if apart else ''}blocks of {c.block_m}x{c.block_n}" if passes else ""
@@ -129,6 +130,9 @@ def explain(
     used = dict.fromkeys(decision.config.strategy for decision in forward.values())
     points = _points(plan, rows, batch_invariant)
     gpu = _gpu(points, chosen)
+    copied = _copied(plan, rows, config)
+    if copied:
+        notes += (f"{', '.join(copied)}: torch multiplies copies, made in each call, because widths are no multiples of 4",)
     return Explanation(
         spec=spec,
         m=rows,
@@ -152,6 +156,20 @@ def _notes(asked: str | Target | None, chosen: Target) -> tuple[str, ...]:
     if asked is None and detect() is None:
         notes.append(f"{chosen.name} is assumed: which GPU is here is not known. Name a target, or set {TARGET_VARIABLE}")
     return tuple(notes)
+
+
+def _copied(plan: Plan, m: int, config: Mapping[str, Config]) -> list[str]:
+    """The products in TF32 that the library makes of copies of aligned tensors."""
+    if plan.precision != "tf32":
+        return []
+    return [
+        f"{role}[{i}]"
+        for role, i, rows, n, k in products(plan, m)
+        if f"{role}[{i}]" in config
+        and config[f"{role}[{i}]"].strategy == "library"
+        and worth_padding(rows, n, k)
+        and (n % 4 or (rows if role == "weight_grad" else k) % 4)
+    ]
 
 
 def _explain_pallas(spec: MLPSpec, m: int, target: Target) -> Explanation:

@@ -46,24 +46,38 @@ def has_whole_rows(t: Tensor) -> bool:
 
 
 def of_copies(a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None) -> None:
-    """The same in TF32 by copies of what has no whole rows, with zeros added to every width."""
+    """The same in TF32, of copies of what has no whole rows: zeros are added to every width along which something is dense."""
     m, n = out.shape
-    wide = exactly(torch.mm, with_zeros(a), with_zeros(b), dtype=out.dtype, tf32=True)[:m, :n]
-    if addend is None:
-        out.copy_(wide)
-    else:
-        torch.add(wide, addend, out=out)
+    k = a.shape[1]
+    rows, sums = (_whole(m) if _transposed(a) else m), (k if _transposed(a) and not _transposed(b) else _whole(k))
+    a, b = with_zeros(a, rows, sums), with_zeros(b, sums, _whole(n))
+    wide = out if out.shape == (rows, _whole(n)) and has_whole_rows(out) else out.new_empty(rows, _whole(n))
+    if wide is out and addend is not None:
+        exactly(torch.addmm, addend, a, b, out=out, dtype=out.dtype, tf32=True)
+        return
+    exactly(torch.mm, a, b, out=wide, dtype=out.dtype, tf32=True)  # `out` is what autocast leaves alone
+    if addend is not None:
+        torch.add(wide[:m, :n], addend, out=out)
+    elif wide is not out:
+        out.copy_(wide[:m, :n])
 
 
-def with_zeros(t: Tensor) -> Tensor:
-    """A matrix with zeros behind its rows and columns, up to a multiple of 16 bytes each: itself, or a copy that lies likewise."""
-    if t.stride(0) == 1 and t.stride(1) != 1:
-        return with_zeros(t.t()).t()
-    granule = GRANULE // t.element_size()
-    rows, columns = (-size % granule for size in t.shape)
-    if rows == columns == 0 and has_whole_rows(t):
+def with_zeros(t: Tensor, rows: int, columns: int) -> Tensor:
+    """A matrix of so many rows and columns, zeros behind those of t: t itself, or a copy that lies likewise."""
+    if t.shape == (rows, columns) and has_whole_rows(t):
         return t
-    return torch.nn.functional.pad(t, (0, columns, 0, rows)).contiguous()
+    if _transposed(t):
+        return with_zeros(t.t(), columns, rows).t()
+    return torch.nn.functional.pad(t, (0, columns - t.shape[1], 0, rows - t.shape[0])).contiguous()
+
+
+def _transposed(t: Tensor) -> bool:
+    return t.stride(0) == 1 and t.stride(1) != 1
+
+
+def _whole(size: int) -> int:
+    """The next multiple of 16 bytes, in elements of float32."""
+    return -(-size * 4 // GRANULE) * GRANULE // 4
 
 
 def fits_batch(first: Tensor, second: Tensor) -> bool:

@@ -36,7 +36,7 @@ def exactly(function: Callable[..., Any], *args: Any, dtype: torch.dtype, tf32: 
             return function(*args, **words)
         finally:
             for flag, value in changed:
-                flag.write(value)
+                flag.put_back(value)
 
 
 def said_again(read: Callable[[], str], write: Callable[[str], None], value: str) -> None:
@@ -48,11 +48,12 @@ def said_again(read: Callable[[], str], write: Callable[[str], None], value: str
 
 
 class _Flag(NamedTuple):
-    """One of torch.backends.cuda.matmul's flags: how it is read and written, by torch's own functions, and from what it says to
-    what it has to say, which is the same where that is exact."""
+    """One of torch.backends.cuda.matmul's flags: how it is read, written and put back, by torch's own functions, and from what it
+    says to what it has to say, which is the same where that is exact."""
 
     read: Callable[[], Any]
     write: Callable[[Any], None]
+    put_back: Callable[[Any], None]
     exact: Callable[[Any], Any]
 
 
@@ -62,10 +63,18 @@ def _flag(name: str) -> _Flag:
     read, write = (getattr(torch._C, f"_{verb}_cublas_{name}", None) for verb in ("get", "set"))
     if read is None or write is None:
         matmul = torch.backends.cuda.matmul
-        return _Flag(lambda: getattr(matmul, name), lambda value: setattr(matmul, name, value), lambda _: False)
+
+        def say(value: bool) -> None:
+            setattr(matmul, name, value)
+
+        return _Flag(lambda: getattr(matmul, name), say, say, lambda _: False)
     if type(read()) is tuple:
-        return _Flag(read, lambda pair: write(*pair), lambda pair: (False, pair[1]))
-    return _Flag(read, write, lambda _: False)
+
+        def say_both(pair: tuple[bool, bool]) -> None:
+            write(*pair)
+
+        return _Flag(read, say_both, say_both, lambda pair: (False, pair[1]))
+    return _Flag(read, write, write, lambda _: False)
 
 
 @cache
@@ -92,7 +101,7 @@ def _precision(tf32: bool = False) -> _Flag:
 
 
 def _inherited(read: Callable[[], str], write: Callable[[str], None], exact: Callable[[str], str]) -> _Flag:
-    return _Flag(read, lambda value: write(value) if value == "ieee" else said_again(read, write, value), exact)
+    return _Flag(read, write, lambda value: said_again(read, write, value), exact)
 
 
 def _new_lock() -> None:

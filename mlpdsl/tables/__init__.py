@@ -12,12 +12,13 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlpdsl.codegen import config as rule
+from mlpdsl.codegen import float32
 from mlpdsl.codegen.few_rows import PROCESSORS, tiles_of
 from mlpdsl.codegen.plan import Config, Plan
 from mlpdsl.errors import MLPError
@@ -110,8 +111,17 @@ def decide(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_invar
     """The config of one launch, by a table or else by the rule; `role`, `path` and M, N, K as in `config.choose`.
 
     Where batch-invariant, all but weight gradients get what a generated kernel gets at `INVARIANT_ROWS`. Whether the library
-    multiplies does not depend on the path, because what is rounded must not depend on alignment.
+    multiplies does not depend on the path, because what is rounded must not depend on alignment. Where biases are added after its
+    product the rule says, whoever chose it.
     """
+    found = _decide(plan, role, path, m, n, k, batch_invariant)
+    if found.config.strategy != "library":
+        return found
+    apart = plan.bias_pass and float32.bias_pass(role, m, n, k, plan.precision, plan.target, plan.finishes(role))
+    return found._replace(config=replace(found.config, bias_pass=apart))
+
+
+def _decide(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_invariant: bool) -> Decision:
     ours = batch_invariant and role != "weight_grad"
     rows = rule.INVARIANT_ROWS if ours else m
     product, at = Product.of(plan, role, rows, n, k)
@@ -278,11 +288,11 @@ def _point_to_dict(point: Point) -> dict[str, Any]:
 
 
 def _config_to_dict(config: Config | None) -> dict[str, int | str | bool] | None:
-    """All that differs from a field's default."""
+    """All that differs from a field's default, but where biases are added."""
     if config is None:
         return None
     given = config.to_dict()
-    return {field.name: given[field.name] for field in fields(Config) if given[field.name] != field.default}
+    return {f.name: given[f.name] for f in fields(Config) if given[f.name] != f.default and f.name != "bias_pass"}
 
 
 _KINDS = {"role": str, "path": str, "dtype": str, "precision": str, "planes": int, "epilogue": bool, "n": int, "k": int,
@@ -297,10 +307,6 @@ def _row(given: Any) -> Row:
     points = tuple(map(_point, given["points"]))
     if (product.role, product.planes) != ("hidden", 2) and any(point.config and point.config.batched for point in points):
         raise ValueError("config: batched is said of gate and up alone")
-    if (product.dtype != "float32" or product.role not in ("hidden", "output")) and any(
-        point.config and point.config.bias_pass for point in points
-    ):
-        raise ValueError("config: bias_pass is said of forward in float32 alone")
     ms = [point.m for point in points]
     if not ms or ms != sorted(set(ms)):
         raise ValueError("points are in order of m, each once, and at least one")
@@ -326,9 +332,13 @@ def _config(given: dict[str, Any]) -> Config:
             if value not in rule.STRATEGIES:
                 raise ValueError(f"config: strategy {value!r} is none of {', '.join(rule.STRATEGIES)}")
             continue
-        if name in ("batched", "bias_pass"):
+        if name == "batched":
             if type(value) is not bool or (value and config.strategy != "library"):
-                raise ValueError(f"config: {name} is said, true or false, of the library alone")
+                raise ValueError("config: batched is said, true or false, of the library alone")
+            continue
+        if name == "bias_pass":
+            if value is not False:
+                raise ValueError("config: bias_pass is the rule's to say")
             continue
         one_row = config.strategy == "skinny" and config.block_m == 1  # which may hold all of K
         least, most = (0, 512) if name == "registers" else (1, 32768 if name == "block_k" and one_row else 1024)

@@ -282,3 +282,19 @@ print(json.dumps([text, [n for n in ("torch", "triton", "jinja2", "mlpdsl.bench"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     text, heavy = json.loads(done.stdout)
     assert "floor" in text and heavy == []
+
+
+def test_it_says_where_biases_are_added_and_what_is_copied() -> None:
+    exact = MLPSpec(dims=(768, 3072, 768), activation="gelu", bias=True, dtype="float32")
+    told = str(mlpdsl.explain(exact, 256, "sm_90"))
+    assert told.count("torch's product, then biases, in blocks of") == 2
+    assert "biases" not in str(mlpdsl.explain(exact.replace(bias=False), 256, "sm_90"))
+    gated = MLPSpec(dims=(512, 1536, 512), activation="silu", gated=True, bias=True, dtype="float32")
+    assert "one batched product of torch's, then biases, in blocks" in str(mlpdsl.explain(gated, 4096, "sm_90"))
+    odd = MLPSpec(dims=(1021, 2749, 1021), activation="silu", gated=True, dtype="float32", precision="tf32")
+    note = "torch multiplies copies, made in each call, because widths are no multiples of 4"
+    assert f"note: hidden[0], output[1], hidden_grad[1], weight_grad[1], weight_grad[0], input_grad[0]: {note}" in str(
+        mlpdsl.explain(odd, 4093, "sm_90")
+    )
+    for spec, rows in ((odd, 64), (odd.replace(precision="ieee"), 4093), (odd.replace(dims=(1024, 2752, 1024)), 4093)):
+        assert note not in str(mlpdsl.explain(spec, rows, "sm_90"))

@@ -117,6 +117,20 @@ def eagerly(tf32: bool, function: Any) -> Any:
         return function()
 
 
+@pytest.mark.parametrize("wider", ["cuda", "generic"])
+def test_a_wider_setting_may_change_after_a_product_in_tf32(wider: str) -> None:
+    say = torch._C._set_fp32_precision_setter
+    try:
+        FLAGS.fp32_precision = "none"
+        say(wider, "all", "ieee")
+        assert exactly(lambda: FLAGS.fp32_precision, dtype=torch.float32, tf32=True) == "tf32"
+        assert FLAGS.fp32_precision == "ieee"
+        say(wider, "all", "tf32")
+        assert FLAGS.fp32_precision == "tf32"
+    finally:
+        say(wider, "all", "none")
+
+
 @pytest.mark.parametrize("change", [lambda f: exactly(f, dtype=torch.float32), lambda f: eagerly(False, f)], ids=["ours", "eager"])
 @pytest.mark.parametrize("wider", ["cuda", "generic"])
 def test_a_wider_setting_may_change_after_a_product(wider: str, change: Any) -> None:

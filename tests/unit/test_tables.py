@@ -349,7 +349,27 @@ def test_candidates(spec: MLPSpec, target: str) -> None:
             wanted = copied is not None and product.path == "masked" and shape[0] > rule.SKINNY_ROWS
             assert (copied in found) == any(c.strategy == "padded" for c in found) == wanted
             for c in found:
-                assert tables._config(tables._config_to_dict(c)) == c  # what may win may stand in a table
+                stands = tables._config(tables._config_to_dict(c))  # what may win may stand in a table
+                assert stands == replace(c, bias_pass=False)
+
+
+def test_where_biases_are_added_is_the_rules_to_say(user: Any) -> None:
+    """Of specs that have some, whoever chose the library; a product's row is of MLPs with biases and without."""
+    plain = MLPSpec(dims=(768, 3072, 768), activation="gelu", dtype="float32")
+    for rows in ((), (row(plain, "output", {64: LIBRARY, 512: LIBRARY}),)):
+        user(*rows)
+        found = {m: decided(replace(plain, bias=True), "output", m) for m in (64, 256, 512)}
+        assert all(c.strategy == "library" and c.bias_pass for c in found.values())
+        assert all(decided(plain, "output", m) == replace(c, bias_pass=False) for m, c in found.items())
+    assert decided(replace(plain, bias=True), "output", 256).block_m == LIBRARY.block_m
+    assert not decided(replace(plain, bias=True), "output", 8).bias_pass
+    half = replace(plain, bias=True, dtype="float16")
+    user(row(half, "output", {64: LIBRARY, 512: LIBRARY}))
+    assert decided(half, "output", 256) == LIBRARY
+    text = tables.write("sm_90", [row(plain, "output", {64: replace(LIBRARY, bias_pass=True)})])
+    assert "bias_pass" not in text
+    with pytest.raises(tables.TableError, match="bias_pass is the rule's to say"):
+        tables.read(text.replace('"block_k"', '"bias_pass": true, "block_k"'))
 
 
 def test_importing_tables_imports_no_torch() -> None:
