@@ -379,8 +379,8 @@ class _Interrupted:
             monkeypatch.setattr(Recorder, name, self.wrapped(getattr(Recorder, name)))
 
     def wrapped(self, method: Callable[..., None]) -> Callable[..., None]:
-        def heard(recorder: Recorder, *args: Any) -> None:
-            method(recorder, *args)
+        def heard(recorder: Recorder, *args: Any, **words: Any) -> None:
+            method(recorder, *args, **words)
             self.left -= 1
             if self.left == 0:
                 self.then()
