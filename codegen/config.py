@@ -207,7 +207,7 @@ def candidates(
     if other is not None and role == "hidden" and planes == 2:
         found.append(replace(other, batched=True))
     if default.strategy == "skinny":
-        found += few_rows.candidates(m, n, k, planes)
+        found += few_rows.candidates(m, n, k, planes, dtype)
         default = _tiled(role, path, m, n, k, dtype, precision, planes, target)
         found.append(default)
     starts = [(path, default)]
@@ -268,7 +268,7 @@ def _fits(config: Config, role: str, planes: int, dtype: str, target: Target) ->
     """Whether the operands of every stage find room in shared memory, for every program resident at once, and the accumulator in
     half of a thread's registers."""
     columns = config.block_n * _wide(role, planes)
-    if config.block_m == 1:  # registers alone, or little more
+    if config.block_m == 1 or (dtype == "float32" and config.strategy == "skinny"):  # registers alone, or little more
         return True
     held = config.num_stages * (config.block_m + columns) * config.block_k * (4 if dtype == "float32" else 2)
     accumulated = config.block_m * columns // (config.num_warps * target.warp_size)

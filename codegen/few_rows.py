@@ -15,11 +15,14 @@ from mlpdsl.target import Target
 
 from .plan import Config
 
-__all__ = ["PROCESSORS", "SKINNY_ROWS", "candidates", "few_registers", "fitted", "granule", "interpreted", "period", "power_of_two",
-           "skinny", "tiles_of"]  # fmt: skip
+__all__ = ["EXACT_ROWS", "PROCESSORS", "SKINNY_ROWS", "candidates", "few_registers", "fitted", "granule", "interpreted", "period",
+           "power_of_two", "skinny", "tiles_of"]  # fmt: skip
 
 SKINNY_ROWS = 64
 """The most rows of x for which there is a kernel of the strategy "skinny"."""
+
+EXACT_ROWS = 16
+"""The same in float32."""
 
 PROCESSORS = 132
 """Multiprocessors of an H100 or H200, whose waves of programs the rules count."""
@@ -67,7 +70,7 @@ def skinny(role: str, m: int, n: int, k: int, *, dtype: str, planes: int, target
     if m == 1:
         return _one_row(role, n, k, dtype, planes)
     if dtype == "float32":
-        return None
+        return _exact(m, n, k, planes) if m <= EXACT_ROWS else None
     if role == "hidden" and planes == 1 and m > 16 and n >= 16384 and k >= 4096 and k % 8 == 0 and target.name == "sm_90":
         return None  # rather wider tiles, by descriptors
     if k % 8:
@@ -156,14 +159,24 @@ def _heights(m: int) -> tuple[int, ...]:
 def fitted(config: Config, role: str, m: int, *, dtype: str) -> bool:
     """Whether a config of the strategy "skinny", timed at about m rows, is one for m: of its own for one row, else of a tile that
     holds them."""
-    if role not in ("hidden", "output") or m > SKINNY_ROWS or (dtype == "float32" and m > 1):
+    if role not in ("hidden", "output") or m > SKINNY_ROWS:
         return False
+    if dtype == "float32":
+        return m <= EXACT_ROWS and config.block_m == power_of_two(m, 1, EXACT_ROWS)
     return config.block_m in _heights(m)
 
 
 def _reach(k: int, size: int) -> int:
     """How many elements a step has room for that holds a whole row: one may begin just before a multiple of 16 bytes."""
     return k + size - 1 if k % size else k
+
+
+def _exact(m: int, n: int, k: int, planes: int) -> Config:
+    """A few rows of float32: sums in registers, for as many columns as leave every processor something."""
+    block_m = power_of_two(m, 2, EXACT_ROWS)
+    block_n = 4 if n >= 4 * PROCESSORS else 2
+    return Config(block_m, max(1, block_n // planes), power_of_two(k, 32, 256), num_warps=8 if block_m * block_n > 16 else 4,
+                  num_stages=1, strategy="skinny")  # fmt: skip
 
 
 def _one_row(role: str, n: int, k: int, dtype: str, planes: int) -> Config:
@@ -196,8 +209,14 @@ def _one_row(role: str, n: int, k: int, dtype: str, planes: int) -> Config:
     return Config(1, block_n if planes == 1 else min(block_n, 4), min(block_k, 512), num_stages=3, strategy="skinny")
 
 
-def candidates(m: int, n: int, k: int, planes: int) -> Iterator[Config]:
+def candidates(m: int, n: int, k: int, planes: int, dtype: str = "bfloat16") -> Iterator[Config]:
     """Other tiles of the strategy "skinny", around what was found good."""
+    if m > 1 and dtype == "float32":
+        block_m = power_of_two(m, 2, EXACT_ROWS)
+        for block_n, block_k, num_warps in itertools.product((1, 2, 4, 8), (128, 256, 512), (4, 8)):
+            if block_n <= n and block_k < 2 * k and 8 <= block_m * block_n * planes * block_k // (32 * num_warps) <= 128:
+                yield Config(block_m, block_n, block_k, num_warps=num_warps, num_stages=1, strategy="skinny")
+        return
     if m == 1:
         reach = _reach(k, granule("bfloat16"))
         whole = power_of_two(reach, 32, 16384)
@@ -221,8 +240,10 @@ def candidates(m: int, n: int, k: int, planes: int) -> Iterator[Config]:
 
 def interpreted(role: str, m: int, n: int, k: int, *, dtype: str, **_: object) -> Config | None:
     """Tiles of the strategy "skinny" for the interpreter; None where it has no kernel. Long sums are taken in steps, and shared."""
-    if role not in ("hidden", "output") or m > SKINNY_ROWS or (dtype == "float32" and m > 1):
+    if role not in ("hidden", "output") or m > (EXACT_ROWS if dtype == "float32" else SKINNY_ROWS):
         return None
+    if m > 1 and dtype == "float32":
+        return Config(power_of_two(m, 2, EXACT_ROWS), 32, 32, num_stages=1, strategy="skinny")
     if m == 1:
         return Config(1, 64, 32 if k > 64 else power_of_two(k, 16, 64), num_stages=1, strategy="skinny")
     return Config(_padded(m), 32, 64, num_stages=1, splits=2 if k > 40 else 1, strategy="skinny")

@@ -11,6 +11,7 @@ from mlpdsl.backends import BACKENDS, VARIABLE, requested_backend
 from mlpdsl.ceilings import floor_us, known_gpu
 from mlpdsl.codegen import blocks, narrow
 from mlpdsl.codegen.config import INVARIANT_ROWS, SKINNY_ROWS, skinny
+from mlpdsl.codegen.few_rows import EXACT_ROWS
 from mlpdsl.codegen.float32 import worth_padding
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, Plan, products
@@ -219,7 +220,8 @@ def _reasons(
         if batch_invariant:
             limits.append(f"batch_invariant takes the configs for {INVARIANT_ROWS} rows")
         if not limits and not _has_skinny(plan, m):
-            limits.append(f"none for {plan.dtype} on {plan.target.name}" + (" beyond one row" if plan.dtype == "float32" else ""))
+            beyond = f" beyond {EXACT_ROWS} rows" if plan.dtype == "float32" and m > EXACT_ROWS else ""
+            limits.append(f"none for {plan.dtype} on {plan.target.name}{beyond}")
         if limits:
             return tuple(limits)
     measured = any(found is not None for found in points.values())

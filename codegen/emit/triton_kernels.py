@@ -127,7 +127,7 @@ def kernels(plan: Plan, operands: Sequence[OperandView]) -> tuple[Kernel, ...]:
         if plan.hidden is not None:
             found.append(Kernel("hidden", path, _forward_args(plan, path, hidden=True, operands=())))
         found.append(Kernel("output", path, _forward_args(plan, path, hidden=False, operands=operands)))
-    for path in ("row",) if plan.dtype == "float32" else ("row", "skinny"):
+    for path in ("row", "skinny"):
         if plan.hidden is not None:
             found.append(Kernel("hidden", path, _forward_args(plan, path, hidden=True, operands=())))
         found.append(Kernel("output", path, _forward_args(plan, path, hidden=False, operands=operands)))
@@ -248,7 +248,8 @@ def _forward_args(plan: Plan, path: str, hidden: bool, operands: Sequence[Operan
     if save:
         name = "preact" if hidden else "tile"
         args += _tensor(plan, path, name, ("1", *out), "pmn")
-    sizes = {"row": (*_TILE[1:3], _STAGES), "skinny": (*_TILE[:3], _SPLITS)}.get(path)
+    splits = () if plan.dtype == "float32" else (_SPLITS,)
+    sizes = {"row": (*_TILE[1:3], _STAGES), "skinny": (*_TILE[:3], *splits)}.get(path)
     flags = _constexprs("N", "K", *(("SAVE",) if save else ()), *(() if sizes is None else ("OVERLAPS", "FOLLOWS", "PERIOD")))
     return (*args, _ROWS, *flags, *(_TILE if sizes is None else sizes))
 

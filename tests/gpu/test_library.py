@@ -242,7 +242,9 @@ def test_tf32_where_a_spec_says_so(x: str, bias: bool, said: str) -> None:
 
 @pytest.mark.parametrize("words", [{}, {"gated": True}, {"epilogue": ("gelu", "residual")}], ids=str)
 @pytest.mark.parametrize("precision", ["ieee", "tf32", "tf32x3"])
-@pytest.mark.parametrize(("dims", "rows"), [((768, 3072, 768), 64), ((1021, 1031, 1027), 600), ((333, 1111, 577), 127)], ids=str)
+@pytest.mark.parametrize(("dims", "rows"), [
+    ((768, 3072, 768), 64), ((1021, 1031, 1027), 600), ((333, 1111, 577), 127), ((768, 3072, 768), 7), ((333, 1111, 577), 13),
+], ids=str)  # fmt: skip
 def test_float32_by_the_rule(dims: tuple[int, ...], rows: int, precision: str, words: dict[str, object]) -> None:
     """Biases in passes, copies, other tiles: the same bits with gradients and without, repeated and in a graph, and right ones."""
     spec = MLPSpec(**{"dims": dims, "activation": "gelu", "bias": True, "dtype": "float32", "precision": precision, **words})
