@@ -140,7 +140,7 @@ def choose(
     the product has m rows, n columns and sums over k. `planes` is 2 where the kernel computes gate and up.
     """
     few = skinny(role, m, n, k, dtype=dtype, planes=planes, target=target)
-    if few is not None:
+    if few is not None and (dtype != "float32" or m == 1 or m <= float32.exact_rows(n, k, planes, precision)):
         return few
     return _tiled(role, path, m, n, k, dtype, precision, planes, target)
 
@@ -206,8 +206,10 @@ def candidates(
     found = [default] + ([] if other is None else [other])
     if other is not None and role == "hidden" and planes == 2:
         found.append(replace(other, batched=True))
-    if default.strategy == "skinny":
+    exact = dtype == "float32" and 1 < m <= few_rows.EXACT_ROWS and role in ("hidden", "output") and target.kind == "cuda"
+    if default.strategy == "skinny" or exact:
         found += few_rows.candidates(m, n, k, planes, dtype)
+    if default.strategy == "skinny":
         default = _tiled(role, path, m, n, k, dtype, precision, planes, target)
         found.append(default)
     starts = [(path, default)]

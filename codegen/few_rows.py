@@ -70,7 +70,7 @@ def skinny(role: str, m: int, n: int, k: int, *, dtype: str, planes: int, target
     if m == 1:
         return _one_row(role, n, k, dtype, planes)
     if dtype == "float32":
-        return _exact(m, n, k, planes) if m <= EXACT_ROWS else None
+        return _exact(m, n, k, planes) if m <= EXACT_ROWS and target.name == "sm_90" else None
     if role == "hidden" and planes == 1 and m > 16 and n >= 16384 and k >= 4096 and k % 8 == 0 and target.name == "sm_90":
         return None  # rather wider tiles, by descriptors
     if k % 8:
@@ -171,12 +171,26 @@ def _reach(k: int, size: int) -> int:
     return k + size - 1 if k % size else k
 
 
+_EXACT = {
+    # planes, whether columns and sums are many: columns, depth and warps for 2, 4, 8 and 16 rows
+    (2, True, False): ((1, 512, 4), (1, 512, 4), (4, 128, 4), (4, 128, 8)),
+    (2, True, True): ((1, 512, 4), (1, 512, 4), (2, 128, 4), (2, 128, 8)),
+    (1, True, False): ((4, 512, 4), (4, 128, 4), (8, 128, 4), (4, 128, 4)),
+    (1, True, True): ((1, 512, 4), (4, 512, 4), (8, 256, 8), (8, 128, 8)),
+    (1, False, False): ((2, 512, 4), (2, 512, 4), (1, 512, 4), (2, 256, 4)),
+    (1, False, True): ((1, 512, 4), (2, 512, 8), (2, 512, 8), (2, 256, 4)),
+}
+
+
 def _exact(m: int, n: int, k: int, planes: int) -> Config:
-    """A few rows of float32: sums in registers, for as many columns as leave every processor something."""
+    """A few rows of float32, multiplied in registers, on an H200."""
     block_m = power_of_two(m, 2, EXACT_ROWS)
-    block_n = 4 if n >= 4 * PROCESSORS else 2
-    return Config(block_m, max(1, block_n // planes), power_of_two(k, 32, 256), num_warps=8 if block_m * block_n > 16 else 4,
-                  num_stages=1, strategy="skinny")  # fmt: skip
+    kind = (2, True, k >= 4096) if planes == 2 else (1, n >= 2048, k > 2048)
+    block_n, deep, num_warps = _EXACT[kind][block_m.bit_length() - 2]
+    block_k = power_of_two(k, 32, deep)
+    while deep > block_k and block_n < 8:  # of short sums more columns
+        block_n, deep = 2 * block_n, deep // 2
+    return Config(block_m, power_of_two(n, 1, block_n), block_k, num_warps=num_warps, num_stages=1, strategy="skinny")
 
 
 def _one_row(role: str, n: int, k: int, dtype: str, planes: int) -> Config:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from mlpdsl.target import Target
 
-from .few_rows import PROCESSORS, few_registers, power_of_two, tiles_of
+from .few_rows import EXACT_ROWS, PROCESSORS, few_registers, power_of_two, tiles_of
 from .plan import Config
 
-__all__ = ["batched", "bias_pass", "by_library", "tile", "worth_padding"]
+__all__ = ["batched", "bias_pass", "by_library", "exact_rows", "tile", "worth_padding"]
 
 
 def by_library(role: str, m: int, n: int, k: int, planes: int, precision: str, target: Target) -> bool:
@@ -36,6 +36,16 @@ def _by_exact_products(role: str, m: int, n: int, k: int, planes: int) -> bool:
     if m <= 16:
         return k > 512 and planes * n * k <= 2**20
     return (role == "output" and m <= 64 and n >= 2048) or (planes == 2 and m <= 32 and n * k >= 2**23)
+
+
+def exact_rows(n: int, k: int, planes: int, precision: str) -> int:
+    """How many rows, from two on, the kernel for few is the fastest way to multiply, exactly, whatever is asked for: by plain
+    multiply-adds, so that more rows are better off with tensor cores, if those may be used, or cuBLAS."""
+    if precision == "tf32":
+        return 4
+    if (k % 4 and k > 64) or (precision == "tf32x3" and planes * n * k > 2**23):
+        return 8
+    return EXACT_ROWS
 
 
 def batched(m: int, n: int, k: int, precision: str, target: Target) -> bool:

@@ -220,7 +220,7 @@ def _reasons(
         if batch_invariant:
             limits.append(f"batch_invariant takes the configs for {INVARIANT_ROWS} rows")
         if not limits and not _has_skinny(plan, m):
-            beyond = f" beyond {EXACT_ROWS} rows" if plan.dtype == "float32" and m > EXACT_ROWS else ""
+            beyond = "" if plan.dtype != "float32" else f" beyond {EXACT_ROWS} rows" if m > EXACT_ROWS else " beyond one row"
             limits.append(f"none for {plan.dtype} on {plan.target.name}{beyond}")
         if limits:
             return tuple(limits)

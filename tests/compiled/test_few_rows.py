@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,25 @@ def test_every_value_in_a_register(target: str, m: int) -> None:
     """Of a gate and an epilogue that keep many."""
     for r in resources(MATRIX["own-odd"].replace(dims=(1021, 2749, 1021)), target, m, backward=False):
         assert r.fits and r.spills == 0 and not r.serialised, (r.name, r.config, r.registers, r.spills)
+
+
+@pytest.mark.parametrize("m", [2, 4, 8, 16])
+@pytest.mark.parametrize(("dims", "words"), [
+    ((768, 3072, 768), {"epilogue": ("layer_scale", "residual")}),
+    ((1024, 8192, 2048), {"gated": True, "epilogue": ("gelu", "residual")}),
+    ((4096, 11008, 4096), {"gated": True}),
+    ((8192, 4096, 40), {"precision": "tf32x3"}),
+    ((333, 1111, 577), {}),
+])  # fmt: skip
+def test_a_few_rows_of_float32(dims: tuple[int, ...], words: dict[str, Any], m: int) -> None:
+    """Sums of every row and column in registers, weights by 16 bytes, or 8 where a step is short."""
+    spec = MLPSpec(**{"dims": dims, "activation": "gelu", "bias": True, "dtype": "float32", **words})
+    found = [r for r in resources(spec, "sm_90", m, backward=False) if r.name.endswith("_skinny")]
+    assert len(found) == 2 or m > 8, [r.name for r in found]
+    for r in found:
+        assert r.fits and r.spills == 0, (r.name, r.config, r.registers, r.spills)
+        _, loads = _loads(r.assembly)
+        assert loads & {".v4.b32", ".v2.b32"}, (r.name, r.config, loads)
 
 
 @pytest.mark.parametrize("dims", [(1021, 2749, 1021), (4095, 14335, 4095), (333, 1111, 577)])

@@ -83,7 +83,7 @@ def _launched(spec: MLPSpec, target: str, m: int, path: str, monkeypatch: pytest
         copied = narrow.network(plan, m) if role == "network" and not linear_by_linear else None
         if role != "network" and path != chosen:  # on descriptors only as copies
             copied = padded(role, m, n, k, **words, epilogue=plan.finishes(role))
-        return launch.Launch.of(copied or choose(role, path, m, n, k, **words))
+        return launch.Launch.of(copied or choose(role, path, m, n, k, precision=plan.precision, **words))
 
     linear_by_linear = False  # what `pick` looks at
     monkeypatch.setattr(launch, "run", record)

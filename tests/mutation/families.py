@@ -46,6 +46,8 @@ FAMILIES: dict[str, MLPSpec] = {
         dims=(50, 70, 41), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("layer_scale",)
     ),
     "plain_skinny": MLPSpec(dims=(71, 70, 41), activation="gelu", bias=True, dtype="float16", epilogue=("residual",)),
+    "exactgated_skinny": MLPSpec(dims=(50, 70, 41), activation="silu", gated=True, bias=True, dtype="float32"),
+    "exact_skinny": MLPSpec(dims=(71, 70, 41), activation="gelu", bias=True, dtype="float32", epilogue=("residual",)),
     # On copies wherever rows are of no whole 16 bytes: which all are, or those of the first linear's result alone.
     "gated_padded": MLPSpec(dims=(50, 70, 41), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual",)),
     "plain_padded": MLPSpec(dims=(267, 70, 41), activation="gelu", bias=True, dtype="float16", epilogue=("silu", "residual")),

@@ -88,8 +88,11 @@ def test_reasons_against_skinny() -> None:
     invariant = f"batch_invariant takes the configs for {INVARIANT_ROWS} rows"
     assert why(GATED, 4, batch_invariant=True)["skinny"] == (invariant,)
     assert why(GATED, 4096, batch_invariant=True)["skinny"] == (f"for {SKINNY_ROWS} rows at most", invariant)
-    assert why(PLAIN, 2)["skinny"] == ("none for float32 on sm_90 beyond one row",)
-    assert "skinny" not in why(PLAIN, 1)
+    assert why(PLAIN, 17)["skinny"] == ("none for float32 on sm_90 beyond 16 rows",)
+    assert why(PLAIN, 2, "sm_80")["skinny"] == ("none for float32 on sm_80 beyond one row",)
+    assert "skinny" not in {*why(PLAIN, 1), *why(PLAIN, 16), *why(PLAIN, 1, "sm_80")}
+    tf32 = PLAIN.replace(precision="tf32")
+    assert "skinny" not in why(tf32, 4) and why(tf32, 5)["skinny"] == ("the rule takes it for no product of forward here",)
     assert why(GATED, 4, "gfx942")["skinny"] == ("none for bfloat16 on gfx942",)
 
 

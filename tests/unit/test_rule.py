@@ -123,8 +123,8 @@ def test_first_linears_on_hopper(m: int, n: int, k: int, planes: int, wanted: di
 
 
 @pytest.mark.parametrize(("m", "n", "k", "precision", "target", "batched"), [
-    (4096, 1536, 512, "ieee", "sm_90", True), (16, 2752, 1024, "ieee", "sm_90", True), (17, 2752, 1024, "ieee", "sm_90", False),
-    (8, 11008, 4096, "ieee", "sm_90", False), (4096, 1536, 512, "tf32", "sm_90", False), (4096, 1536, 512, "ieee", "sm_80", False),
+    (4096, 1536, 512, "ieee", "sm_90", True), (16, 2749, 1021, "ieee", "sm_90", True), (17, 2749, 1021, "ieee", "sm_90", False),
+    (9, 11008, 4097, "ieee", "sm_90", False), (4096, 1536, 512, "tf32", "sm_90", False), (4096, 1536, 512, "ieee", "sm_80", False),
 ])  # fmt: skip
 def test_float32_gate_and_up_at_once(m: int, n: int, k: int, precision: str, target: str, batched: bool) -> None:
     """Where that was timed to be faster, by FMA on an H200; and nothing else is a batch."""
@@ -273,7 +273,8 @@ def test_where_none_are_on_copies(words: dict[str, Any]) -> None:
 
 
 IEEE, TF32, X3 = "ieee", "tf32", "tf32x3"
-OURS, CUBLAS = {"strategy": "two_stage"}, {"strategy": "library", "bias_pass": False}
+OURS, FEW = {"strategy": "two_stage"}, {"strategy": "skinny"}
+CUBLAS = {"strategy": "library", "bias_pass": False}
 APART = {"strategy": "library", "bias_pass": True}
 
 
@@ -283,8 +284,18 @@ APART = {"strategy": "library", "bias_pass": True}
     ("output", 4096, 768, 3072, 1, IEEE, APART),
     ("output", 2048, 1024, 4096, 1, IEEE, CUBLAS),  # nobody is idle
     ("output", 4096, 577, 1111, 1, IEEE, CUBLAS),  # a pass over so much costs as much
-    ("output", 8, 768, 3072, 1, IEEE, CUBLAS),
-    ("output", 8, 1024, 4096, 1, IEEE, APART),
+    ("output", 16, 1111, 333, 1, IEEE, CUBLAS),
+    ("output", 16, 577, 1111, 1, IEEE, CUBLAS),
+    # A few rows, exactly, whatever is asked for: where tensor cores may be used, fewer.
+    ("output", 16, 768, 3072, 1, IEEE, FEW | {"block_m": 16, "block_n": 2}),
+    ("output", 3, 1024, 4096, 1, IEEE, FEW | {"block_m": 4}),
+    ("hidden", 8, 1111, 333, 1, IEEE, FEW),
+    ("hidden", 16, 512, 13, 1, IEEE, FEW | {"block_n": 8, "block_k": 32}),
+    ("hidden", 4, 11008, 4096, 2, TF32, FEW),
+    ("hidden", 8, 11008, 4096, 2, X3, FEW),
+    ("hidden", 16, 3072, 768, 1, X3, FEW),
+    ("hidden", 16, 11008, 4096, 2, X3, OURS),
+    ("hidden", 17, 3072, 768, 1, IEEE, APART),
     ("output", 64, 128, 512, 1, IEEE, CUBLAS),
     ("hidden", 64, 1536, 384, 1, IEEE, APART),  # a pass follows anyway
     ("hidden", 1024, 1536, 384, 1, IEEE, CUBLAS),
@@ -309,8 +320,6 @@ APART = {"strategy": "library", "bias_pass": True}
     ("output", 4096, 1024, 4096, 1, X3, OURS | {"block_m": 128, "block_n": 64}),
     ("hidden", 256, 11008, 4096, 2, X3, OURS),
     ("output", 64, 4096, 11008, 1, X3, APART),
-    ("hidden", 4, 4096, 1024, 1, X3, CUBLAS),
-    ("hidden", 8, 5632, 2048, 2, X3, OURS),
     ("hidden", 24, 5632, 2048, 2, X3, {"strategy": "library"}),
     ("hidden", 1021, 2749, 1021, 2, X3, {"strategy": "library"}),
     ("input_grad", 256, 1024, 4096, 1, X3, CUBLAS),
