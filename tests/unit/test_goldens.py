@@ -46,6 +46,11 @@ FILES = {
     "gelu-bias-fp16-sm_90": ("sm_90", MLPSpec(dims=(768, 3072, 768), activation="gelu", bias=True, dtype="float16")),
     "odd-fp32-sm_90": ("sm_90", MLPSpec(dims=(33, 65, 17), activation="gelu_tanh", gated=True, precision="tf32")),
     "deep-relu-fp32-sm_90": ("sm_90", MLPSpec(dims=(64, 128, 96, 128, 10), activation="relu")),
+    "bias-epilogue-fp32-sm_90": (
+        "sm_90",
+        MLPSpec(dims=(384, 1536, 384), activation="gelu", bias=True, epilogue=("gelu", "residual")),
+    ),
+    "gated-bias-fp32-sm_90": ("sm_90", MLPSpec(dims=(512, 1536, 512), activation="silu", gated=True, bias=True, precision="tf32")),
     "single-epilogue-bf16-sm_90": (
         "sm_90",
         MLPSpec(dims=(1024, 256), activation="identity", dtype="bfloat16", epilogue=("gelu", "scale", "residual")),
