@@ -51,12 +51,11 @@ def test_every_value_in_a_register(target: str, m: int) -> None:
         assert r.fits and r.spills == 0 and not r.serialised, (r.name, r.config, r.registers, r.spills)
 
 
-@pytest.mark.parametrize("m", [2, 4, 8, 16])
+@pytest.mark.parametrize("m", [2, 8, 16])
 @pytest.mark.parametrize(("dims", "words"), [
     ((768, 3072, 768), {"epilogue": ("layer_scale", "residual")}),
     ((1024, 8192, 2048), {"gated": True, "epilogue": ("gelu", "residual")}),
     ((4096, 11008, 4096), {"gated": True}),
-    ((8192, 4096, 40), {"precision": "tf32x3"}),
     ((333, 1111, 577), {}),
 ])  # fmt: skip
 def test_a_few_rows_of_float32(dims: tuple[int, ...], words: dict[str, Any], m: int) -> None:
