@@ -22,20 +22,11 @@ def by_library(role: str, m: int, n: int, k: int, planes: int, precision: str, t
         return sums and precision == "tf32"
     if k % 4 or n % 4:  # kernels load single elements, and cuBLAS has others for these, too
         return sums and (k > 512 or precision == "tf32x3")
-    if precision == "tf32x3":
-        return _by_exact_products(role, m, n, k, planes)
+    if precision == "tf32x3":  # up to 16 rows one of the kernels is faster
+        return m > 16 and ((role == "output" and m <= 64 and n >= 2048) or (planes == 2 and m <= 32 and n * k >= 2**23))
     if role == "hidden":
         return not (k <= 512 or (m <= 64 and (planes == 2 or k <= 1024)))
     return not (n <= 64 or (m <= 16 and n >= 4096) or (k <= 512 and tiles_of(64, 64, m, n) <= PROCESSORS // 4))
-
-
-def _by_exact_products(role: str, m: int, n: int, k: int, planes: int) -> bool:
-    """Whether a forward product is faster exactly, by cuBLAS, than as three in TF32: few rows, but for large layers."""
-    if m <= 8:
-        return k > 64 and (m <= 4 or planes * n * k < 2**24)
-    if m <= 16:
-        return k > 512 and planes * n * k <= 2**20
-    return (role == "output" and m <= 64 and n >= 2048) or (planes == 2 and m <= 32 and n * k >= 2**23)
 
 
 def exact_rows(n: int, k: int, planes: int, precision: str) -> int:
