@@ -131,9 +131,7 @@ def _large(role: str, m: int, n: int, k: int, planes: int, target: Target) -> bo
 
 
 @lru_cache(maxsize=4096)
-def choose(
-    role: str, path: str, m: int, n: int, k: int, *, dtype: str, planes: int, target: Target, precision: str = "ieee"
-) -> Config:
+def choose(role: str, path: str, m: int, n: int, k: int, *, dtype: str, precision: str, planes: int, target: Target) -> Config:
     """The config of one launch by a generated kernel.
 
     `role` is the kernel's ("hidden", "output", "hidden_grad", "input_grad", "weight_grad"), `path` is "tma" or "masked";

@@ -237,7 +237,7 @@ def test_other_targets(spec: MLPSpec, target: str, instruction: str) -> None:
 
 def test_what_a_thread_cannot_hold_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = MLPSpec(dims=(512, 512), activation="identity", dtype="float16")
-    wide = choose("output", "masked", 128, 128, 512, dtype="float16", planes=1, target=TARGETS["sm_80"])
+    wide = choose("output", "masked", 128, 128, 512, dtype="float16", precision="ieee", planes=1, target=TARGETS["sm_80"])
     wide = replace(wide, block_m=128, block_n=128, block_k=16, num_warps=2)  # 256 accumulators a thread
     monkeypatch.setattr(module, "choose", lambda *args, **options: wide)
     for target in ("sm_80", "gfx1100"):

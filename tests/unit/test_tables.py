@@ -57,8 +57,6 @@ def by_rule(spec: MLPSpec, role: str, rows: int, path: str | None = None, ours: 
     plan = plan_of(spec)
     planes = 2 if plan.gated and role == "hidden" else 1
     words = {"dtype": plan.dtype, "precision": plan.precision, "planes": planes, "target": H200}
-    if ours:
-        del words["precision"]
     return (rule.choose if ours else rule.usual)(role, path or path_of(spec, role), *sizes(spec, role, rows), **words)
 
 
