@@ -171,16 +171,16 @@ def train_mlp() -> ModuleType:
 
 
 @needs_training
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_training_follows_eager(example: Example, tmp_path: Path, dtype: str) -> None:
-    output = example("train_mlp", "--epochs", 2, "--dtype", dtype).stdout
+@pytest.mark.parametrize(("dtype", "count"), [("float32", 2), ("bfloat16", 1)])
+def test_training_follows_eager(example: Example, tmp_path: Path, dtype: str, count: int) -> None:
+    output = example("train_mlp", "--epochs", count, "--dtype", dtype).stdout
     epochs = re.findall(r"^(\d+) +(\S+) +(\S+) +(\S+)$", output, re.MULTILINE)
-    assert [number for number, *_ in epochs] == ["1", "2"]
+    assert [number for number, *_ in epochs] == ["1", "2"][:count]
     for _, eager, kernels, _ in epochs:
         assert float(kernels) == pytest.approx(float(eager), rel=1e-5 if dtype == "float32" else 1e-2)
-    assert float(epochs[1][2]) < 0.9 * float(epochs[0][2])
+    assert count == 1 or float(epochs[1][2]) < 0.9 * float(epochs[0][2])
     accuracies = re.findall(r"^test accuracy +(\S+) +(\S+)$", output, re.MULTILINE)
-    assert all(float(accuracy) > 0.5 for accuracy in accuracies[0])
+    assert all(float(accuracy) > 0.25 * count for accuracy in accuracies[0])  # by chance 0.1
     assert "interpreter" in output and "they agree" in output
     shape, colours = png(tmp_path / "train_mlp.png")
     assert shape[0] > 400 and shape[1] > 400 and colours > 20
@@ -197,7 +197,7 @@ def test_training_by_eager_alone(example: Example, tmp_path: Path) -> None:
 
 @needs_training
 def test_a_curve_that_is_not_eagers_ends_with_status_1(example: Example, tmp_path: Path) -> None:
-    done = example("train_mlp", "--epochs", 1, "--batch", 64, "--dtype", "bfloat16", "--tolerance", 1e-15, status=1)
+    done = example("train_mlp", "--epochs", 1, "--dtype", "bfloat16", "--tolerance", 1e-15, status=1)
     assert "THEY DO NOT AGREE" in done.stdout
     assert png(tmp_path / "train_mlp.png")[1] > 20
 
@@ -248,11 +248,16 @@ def test_the_tolerances_notice_another_activation() -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_training_is_said(example: Example, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_what_is_wrong_with_a_training_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
     (tmp_path / "folder").mkdir()
-    done = example("train_mlp", *arguments, status=2)
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = train_mlp().main(arguments)
+    except SystemExit as ended:  # argparse's
+        status = ended.code
+    assert status == 2 and message in capsys.readouterr().err
 
 
 @needs_training

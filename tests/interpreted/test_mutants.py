@@ -38,10 +38,11 @@ def soonest(mutant: Mutant) -> tuple[int, str]:
     return min((numbers.get(family, 0), family) for family in mutant.families)
 
 
-# Of the constants, which are much alike and take a sweep of a second or two each, every eighth; and none that takes many examples.
+# Every second one that the first example refuses; of the constants, which are much alike and take a sweep of a second or two each,
+# every sixteenth. The full run has all of them.
 TRIED = [
     m for m in MUTANTS if m.name not in SURVIVORS and soonest(m)[0] <= 1 and (m not in CONSTANTS or CONSTANTS.index(m) % 8 == 0)
-]
+][::2]
 
 
 @pytest.mark.parametrize("wrong", TRIED, ids=lambda m: f"{m.name}, {m.families[0]}")

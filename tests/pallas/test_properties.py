@@ -39,14 +39,14 @@ def test_every_bit_survives_the_way_there_and_back(dtype: str) -> None:
         assert same_bits(to_torch(to_jax(tensor)), tensor)
 
 
-@drawing(max_examples=24)
+@drawing(max_examples=16)
 @given(data=st.data())
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 def test_any_spec_any_shape_any_values(gated: bool, data: st.DataObject) -> None:
     check(data.draw(drawn(specs(max_epilogues=4, gated=gated))))
 
 
-@drawing(max_examples=14)
+@drawing(max_examples=8)
 @given(data=st.data())
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 def test_many_small_blocks(gated: bool, data: st.DataObject) -> None:
@@ -95,7 +95,7 @@ def test_every_kind_of_values(values: str, dtype: str) -> None:
     check(make_call(spec, (21,), 5, values=values, wide_operands=values == "huge"))
 
 
-@drawing(max_examples=6)
+@drawing(max_examples=4)
 @given(call=drawn(specs(max_depth=3), most=40, least=1))
 def test_same_bits_every_time(call: Call) -> None:
     """Two runs, each compiled anew, give the same bits."""
@@ -105,7 +105,7 @@ def test_same_bits_every_time(call: Call) -> None:
         assert same_bits(grad, grads_again[name]), name
 
 
-@drawing(max_examples=6)
+@drawing(max_examples=4)
 @given(call=drawn(specs(max_depth=2, max_epilogues=2), most=40))
 def test_without_jit(call: Call) -> None:
     """Operation by operation, nothing is fused: other bits perhaps, within the same bounds."""
