@@ -41,8 +41,8 @@ def usual(
     chosen = choose(role, path, m, n, k, dtype=dtype, precision=precision, planes=planes, target=target)
     if target.kind != "cuda":
         return chosen
-    if ragged.worth_copies(role, m, n, k, planes, target):
-        copied = padded(role, m, n, k, dtype=dtype, planes=planes, target=target, epilogue=epilogue)
+    if dtype != "float32" and ragged.worth_copies(role, m, n, k, planes, target):
+        copied = padded(role, m, n, k, dtype=dtype, precision=precision, planes=planes, target=target, epilogue=epilogue)
         if copied is not None:  # what fits already takes the same tiles: whether the library multiplies is no matter of alignment
             return copied if path == "masked" else replace(copied, strategy="two_stage")
     if chosen.strategy == "skinny":
@@ -173,11 +173,15 @@ def library(role: str, m: int, n: int, *, dtype: str, planes: int) -> Config | N
     return Config(block_m, block_n, 16, num_warps=8 if block_m * block_n > 1024 else 4, num_stages=1, strategy="library")
 
 
-def padded(role: str, m: int, n: int, k: int, *, dtype: str, planes: int, target: Target, epilogue: bool = False) -> Config | None:
-    """A kernel on descriptors of copies whose rows are of whole 16 bytes; None where rows are so already, or there is no such
-    kernel. Arguments as for `usual`."""
+def padded(
+    role: str, m: int, n: int, k: int, *, dtype: str, precision: str, planes: int, target: Target, epilogue: bool = False
+) -> Config | None:
+    """A kernel on descriptors of copies whose rows are of whole 16 bytes; None where rows are so already and get descriptors
+    anyway, or there is no such kernel. Arguments as for `usual`."""
+    if dtype == "float32":
+        return float32.padded(role, m, n, planes, precision, target, epilogue)
     whole = n % 8 == (m if role == "weight_grad" else k) % 8 == 0
-    if whole or dtype == "float32" or not target.has_tma:
+    if whole or not target.has_tma:
         return None
     crowded = epilogue and n % 8 > 0  # registers hold the addresses of a dense result beside what the epilogue reads
     if role == "output" and target.name == "sm_90" and m > 64:
@@ -211,7 +215,7 @@ def candidates(
         default = _tiled(role, path, m, n, k, dtype, precision, planes, target)
         found.append(default)
     starts = [(path, default)]
-    words: dict[str, Any] = {"dtype": dtype, "planes": planes, "target": target}
+    words: dict[str, Any] = {"dtype": dtype, "precision": precision, "planes": planes, "target": target}
     copied = padded(role, m, n, k, **words, epilogue=epilogue) if path == "masked" and m > SKINNY_ROWS else None
     if copied is not None:
         found.append(copied)
@@ -241,7 +245,7 @@ def _tiles(path: str, m: int, n: int, k: int, dtype: str, precision: str, target
     widths = [w for w in ((64, 128, 256) if tma else (32, 64, 128)) if w < 2 * max(n, 64 if tma else 32)]
     # 128 bytes of K at a time are what descriptors move best; where a few rows wait for memory, more is in flight.
     if tma or by_tensor_cores:
-        depths = (64, 128) if few else (64,) if tma else (32, 64)
+        depths = (64, 128) if few else (64,) if tma and not wide else (32,) if tma else (32, 64)
     else:
         depths = (16, 32) if wide else (32, 64) if few else (32,)
     stages: tuple[int, ...]
@@ -266,14 +270,14 @@ def _tiles(path: str, m: int, n: int, k: int, dtype: str, precision: str, target
 
 def _fits(config: Config, role: str, planes: int, dtype: str, target: Target) -> bool:
     """Whether the operands of every stage find room in shared memory, for every program resident at once, and the accumulator in
-    half of a thread's registers."""
+    half of a thread's registers, or in a quarter where operands pass through them as well."""
     columns = config.block_n * _wide(role, planes)
     if config.block_m == 1 or (dtype == "float32" and config.strategy == "skinny"):  # registers alone, or little more
         return True
     held = config.num_stages * (config.block_m + columns) * config.block_k * (4 if dtype == "float32" else 2)
     accumulated = config.block_m * columns // (config.num_warps * target.warp_size)
     return held * config.residency <= target.shared_memory and accumulated <= (
-        64 if few_registers(target) or dtype == "float32" else 128
+        64 if few_registers(target) or (dtype == "float32" and config.strategy != "padded") else 128
     )
 
 

@@ -7,7 +7,7 @@ from mlpdsl.target import Target
 from .few_rows import EXACT_ROWS, PROCESSORS, few_registers, power_of_two, tiles_of
 from .plan import Config
 
-__all__ = ["batched", "bias_pass", "by_library", "exact_rows", "tile", "worth_padding"]
+__all__ = ["batched", "bias_pass", "by_library", "exact_rows", "padded", "tile", "worth_padding"]
 
 
 def by_library(role: str, m: int, n: int, k: int, planes: int, precision: str, target: Target) -> bool:
@@ -67,6 +67,20 @@ def worth_padding(m: int, n: int, k: int) -> bool:
     """Whether a product in TF32, of rows of no whole 16 bytes, is faster of copies that have such rows: cuBLAS's fast kernels take
     no others. On an H200 they are three times as fast, not counting the copies."""
     return m * n * k >= 2**29 and min(m, n, k) >= 128
+
+
+def padded(role: str, m: int, n: int, planes: int, precision: str, target: Target, epilogue: bool) -> Config | None:
+    """A kernel on descriptors, of copies where tensors do not fit them: in TF32, and of forward, because wgmma takes no operands of
+    32 bits that lie as backward's do."""
+    if precision != "tf32" or target.name != "sm_90" or role not in ("hidden", "output"):
+        return None
+    wide = planes if role == "hidden" else 1
+    crowded = epilogue and n % 4 > 0  # registers hold the addresses of a dense result beside what the epilogue reads
+    if tiles_of(128, 256 // wide, m, n) >= 0.7 * PROCESSORS and not crowded:
+        return Config(128, 256 // wide, 32, num_warps=8, num_stages=3, strategy="padded")
+    if tiles_of(128, 128 // wide, m, n) >= 0.7 * PROCESSORS:
+        return Config(128, 128 // wide, 32, num_warps=8, num_stages=4, strategy="padded")
+    return Config(64, 128 // wide, 32, num_warps=4, num_stages=4, strategy="padded")
 
 
 def tile(role: str, m: int, n: int, k: int, planes: int, precision: str, target: Target) -> Config:

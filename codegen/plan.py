@@ -127,8 +127,23 @@ class Plan:
 
     @property
     def uses_tma(self) -> bool:
-        """Whether kernels on tensor descriptors are printed beside the masked ones."""
+        """Whether kernels on tensor descriptors are printed beside the masked ones, for tensors that they fit."""
         return not self.tma_reasons
+
+    @property
+    def copies_reasons(self) -> list[str]:
+        """Why no kernels on descriptors of copies are printed. Else empty.
+
+        In TF32 on Hopper they are, of forward's products. There tensors take masked loads unless a config says otherwise, and then
+        what fits as it lies is not copied."""
+        if self.precision == "tf32" and self.target.name == "sm_90":
+            return []
+        return self.tma_reasons or ([] if self.ragged else ["every row of every tensor is of whole 16 bytes"])
+
+    @property
+    def copies(self) -> bool:
+        """Whether they are printed for copies as well, or for those alone."""
+        return not self.copies_reasons
 
     @property
     def ragged(self) -> bool:

@@ -214,7 +214,7 @@ def _decided(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_inv
         if few is not None:
             return few
     if _forced == "padded" and not ours:
-        copied = config.padded(role, m, n, k, **words, epilogue=plan.finishes(role))
+        copied = config.padded(role, m, n, k, precision=plan.precision, **words, epilogue=plan.finishes(role))
         if copied is not None:  # where tensors fit as they are, the same tiles without copies
             strategy = "padded" if path == "masked" else "two_stage"
             return replace(config.interpreted(role, "tma", m, n, k) if interpreting() else copied, strategy=strategy)

@@ -211,8 +211,8 @@ def _reasons(
     if name == "library" and batch_invariant:
         return ("its sums depend on the number of rows",)
     if name == "padded":
-        if plan.tma_reasons or not plan.ragged:
-            return tuple(plan.tma_reasons) or ("every row of every tensor is of whole 16 bytes",)
+        if plan.copies_reasons:
+            return tuple(plan.copies_reasons)
         if batch_invariant:
             return ("batch_invariant takes masked loads for such rows, at every number of rows",)
     if name == "skinny":

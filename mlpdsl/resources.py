@@ -79,7 +79,7 @@ def resources(
         raise UnsupportedError("Triton interprets kernels in this process (TRITON_INTERPRET=1) and cannot compile them: unset it")
     chosen = parse_target(target) if target is not None else detect() or parse_target(DEFAULT_TARGET)
     plan = lower(spec, chosen)
-    if path == "tma" and not plan.uses_tma:
+    if path == "tma" and not (plan.uses_tma or plan.copies):
         raise UnsupportedError(f"path 'tma' is not printed for {spec.short_name} on {chosen.name}", plan.tma_reasons)
     from mlpdsl.backends import BACKENDS
 
@@ -88,8 +88,9 @@ def resources(
     view = emit(plan)
     launches = list(_launches(plan, view, path, m, backward))
     found = [_compile(module, plan, kernel, stage, linear, m, config) for kernel, stage, linear, config in launches]
-    copied = path == "tma" or any(config.strategy == "padded" for *_, config in launches)
-    roles = ["copy_rows"] if view.padded and copied else []
+    described = path == "tma" or any(config.strategy == "padded" for *_, config in launches)
+    short = any(width % granule(plan.dtype) for linear in plan.linears for width in (linear.width_in, linear.width_out))
+    roles = ["copy_rows"] if plan.copies and described and short else []
     if backward:
         roles += _pointwise(view, partial=any(r.config is not None and r.config.splits > 1 for r in found))
     last = len(plan.linears) - 1
@@ -153,6 +154,8 @@ def _launches(plan: Plan, view: Module, path: str | None, m: int, backward: bool
             if shape not in seen:
                 seen.add(shape)
                 taken = path or best_path(plan, linear.width_out, linear.width_in)
+                if taken not in view.paths(name):  # backward in TF32
+                    taken = "masked"
                 config = _config(plan, name, taken, linear, m, copies=path is None)
                 yield view.kernel(name, _path(config, taken)), i, linear, config
 
@@ -173,12 +176,12 @@ def _config(plan: Plan, role: str, path: str, linear: Linear, m: int, copies: bo
     elif role in ("hidden_grad", "input_grad"):
         n, k = k, n
     planes = 2 if plan.gated and role in ("hidden", "hidden_grad", "input_grad") else 1
-    words: dict[str, Any] = {"dtype": plan.dtype, "planes": planes, "target": plan.target}
-    chosen = choose(role, path, rows, n, k, precision=plan.precision, **words)
+    words: dict[str, Any] = {"dtype": plan.dtype, "precision": plan.precision, "planes": planes, "target": plan.target}
+    chosen = choose(role, path, rows, n, k, **words)
     epilogue = plan.finishes(role)
     if path == "tma" and chosen.strategy != "skinny":
         return padded(role, rows, n, k, **words, epilogue=epilogue) or chosen
-    by_rule = usual(role, path, rows, n, k, precision=plan.precision, epilogue=epilogue, **words)
+    by_rule = usual(role, path, rows, n, k, epilogue=epilogue, **words)
     return by_rule if copies and by_rule.strategy == "padded" else chosen
 
 
@@ -186,9 +189,10 @@ def _compile(
     module: Any, plan: Plan, kernel: Kernel, stage: int, linear: Linear, m: int, config: Config | None = None
 ) -> Resources:
     values = {a.name: int(a.passed) for a in kernel.args if a.kind == "constexpr" and a.passed.isdigit()}
+    size = granule(plan.dtype)
     if config is None:
         overlaps = plan.target.kind == "cuda" and int(plan.target.arch) >= 90
-        values |= {"N": linear.width_out, "WIDTH": -(-linear.width_out // 8) * 8, "FOLLOWS": overlaps}
+        values |= {"N": linear.width_out, "WIDTH": -(-linear.width_out // size) * size, "FOLLOWS": overlaps}
     else:
         across = kernel.role in ("hidden_grad", "input_grad")  # the product sums over the weight's rows
         n, k = (linear.width_in, linear.width_out) if across else (linear.width_out, linear.width_in)
@@ -196,7 +200,7 @@ def _compile(
         values |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
         values |= {"SAVE": True, "EMIT_HIDDEN": True, "SUM_BIAS": True, "SPLITS": config.splits, "STAGES": config.num_stages}
         values |= {"ADD_BIAS": True, "REWRITE": True}
-        values["PERIOD"] = period(linear.width_in, granule(plan.dtype))
+        values["PERIOD"] = period(linear.width_in, size)
         overlaps = plan.target.kind == "cuda" and int(plan.target.arch) >= 90
         values |= {"OVERLAPS": overlaps, "FOLLOWS": overlaps and (stage > 0 or config.strategy == "library")}
     if kernel.role == "network":

@@ -91,10 +91,9 @@ class Module:
     def paths(self, role: str) -> tuple[str, ...]:
         return tuple(k.path for k in self.kernels if k.role == role)
 
-    @property
-    def padded(self) -> bool:
-        """Whether there are tensors that descriptors fit only as copies."""
-        return any(k.role == "copy_rows" for k in self.kernels)
+    def padded(self, role: str) -> bool:
+        """Whether a role's kernel on descriptors may be chosen for tensors that they fit only as copies."""
+        return self.plan.copies and "tma" in self.paths(role)
 
     def by_pointer(self, role: str) -> bool:
         """Whether the role's kernels on descriptors write what they give to the caller by a pointer."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlpdsl.codegen import narrow
+from mlpdsl.codegen.few_rows import granule
 from mlpdsl.codegen.plan import Linear, Plan
 
 from .functions import OperandView
@@ -123,7 +124,7 @@ def kernels(plan: Plan, operands: Sequence[OperandView]) -> tuple[Kernel, ...]:
     """Every kernel that is printed for a plan."""
     paths = ("tma", "masked") if plan.uses_tma else ("masked",)
     found = []
-    for path in paths:
+    for path in ("tma", "masked") if plan.copies else paths:
         if plan.hidden is not None:
             found.append(Kernel("hidden", path, _forward_args(plan, path, hidden=True, operands=())))
         found.append(Kernel("output", path, _forward_args(plan, path, hidden=False, operands=operands)))
@@ -140,7 +141,7 @@ def kernels(plan: Plan, operands: Sequence[OperandView]) -> tuple[Kernel, ...]:
         found.append(Kernel("input_grad", path, _input_grad_args(plan, path)))
         found.append(Kernel("weight_grad", path, _weight_grad_args(plan, path)))
     found.append(Kernel("sum_rows", "", _SUM_ROWS_ARGS))
-    if plan.uses_tma and plan.ragged:
+    if plan.copies:
         found.append(Kernel("copy_rows", "", _copy_rows_args(plan)))
     if plan.hidden is not None:
         found.append(Kernel("activate_rows", "", _activate_rows_args(plan)))
@@ -227,7 +228,10 @@ def strips(plan: Plan, role: str) -> int:
 def by_pointer(plan: Plan, role: str) -> bool:
     """Whether what a role gives to the caller, the result or the gradient of x, has rows of no whole 16 bytes: no descriptor fits
     it, so that kernels on descriptors write it by a pointer."""
-    return (role == "output" and plan.linears[-1].width_out % 8 > 0) or (role == "input_grad" and plan.linears[0].width_in % 8 > 0)
+    size = granule(plan.dtype)
+    return (role == "output" and plan.linears[-1].width_out % size > 0) or (
+        role == "input_grad" and plan.linears[0].width_in % size > 0
+    )
 
 
 _GRAD_STRIPS = 8

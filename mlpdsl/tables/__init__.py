@@ -126,7 +126,8 @@ def _decide(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_inva
     rows = rule.INVARIANT_ROWS if ours else m
     product, at = Product.of(plan, role, rows, n, k)
     planes = product.planes
-    by_rule = rule.choose(role, path, rows, n, k, dtype=plan.dtype, precision=plan.precision, planes=planes, target=plan.target)
+    words: dict[str, Any] = {"dtype": plan.dtype, "precision": plan.precision, "planes": planes, "target": plan.target}
+    by_rule = rule.choose(role, path, rows, n, k, **words)
     found = find(plan.target.name, product, at)
     if found is not None and found[1].config is not None and as_full(plan.target.name, found[1].config, product, found[1].m, at):
         row, chosen = found[0], found[1].config
@@ -137,14 +138,13 @@ def _decide(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_inva
         elif path != product.path:
             return Decision(by_rule, None)
         elif chosen.strategy == "padded":
-            fits = None if ours else rule.padded(role, rows, n, k, dtype=plan.dtype, planes=planes, target=plan.target) and chosen
+            fits = None if ours else rule.padded(role, rows, n, k, **words) and chosen
         else:
             fits = chosen
         if fits is not None:
             return Decision(fits, row)
     if ours:
         return Decision(by_rule, None)
-    words = {"dtype": plan.dtype, "precision": plan.precision, "planes": planes, "target": plan.target}
     return Decision(rule.usual(role, path, rows, n, k, epilogue=product.epilogue, **words), None)
 
 
@@ -163,7 +163,8 @@ def as_full(target: str, config: Config, product: Product, measured: int, m: int
 
     def waves(rows: int) -> int:
         tiles = tiles_of(config.block_m, config.block_n, rows, product.n)
-        at_once = PROCESSORS * config.residency if target == "sm_90" and product.path == "tma" else 1
+        persistent = product.path == "tma" or config.strategy == "padded"
+        at_once = PROCESSORS * config.residency if target == "sm_90" and persistent else 1
         return -(-tiles // at_once)
 
     return 9 * m * waves(measured) >= 8 * measured * waves(m)

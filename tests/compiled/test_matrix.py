@@ -18,6 +18,7 @@ pytest.importorskip("triton")
 
 from mlpdsl.backends import interpreting
 from mlpdsl.codegen.config import SKINNY_ROWS
+from mlpdsl.codegen.few_rows import granule
 from mlpdsl.codegen.plan import Config
 from mlpdsl.resources import Resources
 from mlpdsl.target import TARGETS
@@ -59,9 +60,11 @@ def test_every_kernel_of_the_default_configs(case: Case, compiled: Compiled) -> 
         kernels = [row.kernel for row in rows if (row.path, row.m) == (path, m)]
         few = m <= SKINNY_ROWS and TARGETS[case.chip].kind == "cuda" and (m == 1 or spec.dtype != "float32")
         forward = ("row" if m == 1 else "skinny") if few else path
-        assert {f"{role}_{forward if role in ('hidden', 'output') else path}" for role in wanted} <= set(kernels)
+        backward = path if spec.dtype != "float32" else "masked"
+        assert {f"{role}_{forward if role in ('hidden', 'output') else backward}" for role in wanted} <= set(kernels)
         assert not spec.bias or {"epilogue_grad", "sum_rows"} <= set(kernels)
-        assert ("copy_rows" in kernels) == (path == "tma" and any(width % 8 for width in spec.dims))
+        copied = any(width % granule(spec.dtype) for width in spec.dims)
+        assert ("copy_rows" in kernels) == (path == "tma" and copied)
     assert [fault for row in rows for fault in row.faults] == []
 
 

@@ -79,11 +79,12 @@ def _launched(spec: MLPSpec, target: str, m: int, path: str, monkeypatch: pytest
         seen.add((declared.name, tuple(sorted(options.items())), found))
 
     def pick(role: str, chosen: str, m: int, n: int, k: int) -> launch.Launch:
-        words: dict[str, Any] = {"dtype": plan.dtype, "planes": 2 if plan.gated and role == "hidden" else 1, "target": plan.target}
+        planes = 2 if plan.gated and role == "hidden" else 1
+        words: dict[str, Any] = {"dtype": plan.dtype, "precision": plan.precision, "planes": planes, "target": plan.target}
         copied = narrow.network(plan, m) if role == "network" and not linear_by_linear else None
         if role != "network" and path != chosen:  # on descriptors only as copies
             copied = padded(role, m, n, k, **words, epilogue=plan.finishes(role))
-        return launch.Launch.of(copied or choose(role, path, m, n, k, precision=plan.precision, **words))
+        return launch.Launch.of(copied or choose(role, path if plan.uses_tma else "masked", m, n, k, **words))
 
     linear_by_linear = False  # what `pick` looks at
     monkeypatch.setattr(launch, "run", record)
@@ -124,7 +125,8 @@ def _compiled(spec: MLPSpec, target: str, m: int, path: str, monkeypatch: pytest
 
 
 def _paths(spec: MLPSpec) -> tuple[str, ...]:
-    return ("tma", "masked") if lower(spec, TARGETS["sm_90"]).uses_tma else ("masked",)
+    plan = lower(spec, TARGETS["sm_90"])
+    return ("tma", "masked") if plan.uses_tma or plan.copies else ("masked",)
 
 
 @pytest.mark.parametrize(("name", "path"), [(name, path) for name, spec in MATRIX.items() for path in _paths(spec)])

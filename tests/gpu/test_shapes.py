@@ -85,3 +85,34 @@ def test_on_copies(fields: dict, strategy: str, monkeypatch: pytest.MonkeyPatch)
         assert {name for name in launched if name.endswith(("_tma", "_masked"))} == {
             "hidden_tma", "output_tma", "hidden_grad_tma", "input_grad_tma", "weight_grad_tma",
         }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(dims=(1021, 749, 1021), activation="silu", gated=True, bias=True),
+        dict(dims=(1021, 749, 1021), activation="gelu", bias=True, epilogue=("gelu", "residual")),
+        dict(dims=(1024, 2816, 1024), activation="silu", gated=True),
+        dict(dims=(1024, 4100, 1024), activation="gelu", bias=True, epilogue=("residual",)),
+    ],
+    ids=lambda f: MLPSpec(**f).short_name,
+)
+def test_on_descriptors_in_tf32(fields: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forced, for no rule takes them: forward's products, with copies of rows of no whole 16 bytes and of nothing else."""
+    launched = set()
+    inner = launch.run
+
+    def run(kernel: Any, *rest: Any) -> None:
+        launched.add(kernel.fn.__name__)
+        inner(kernel, *rest)
+
+    monkeypatch.setattr(launch, "run", run)
+    spec = MLPSpec(**fields, precision="tf32")
+    with dispatch.forcing("padded"):
+        for seed, (rows, pattern, pair) in enumerate(
+            [(1500, "repeat", "apart"), (1500, "captured", "up_first"), (300, "repeat", "up_first"), (65, "once", "apart")]
+        ):
+            launched.clear()
+            check_call(make_call(spec, (rows,), seed, pattern=pattern, pair=pair, device="cuda"))
+            assert {"hidden_tma", "output_tma"} <= launched and not {"hidden_masked", "output_masked"} & launched
+            assert ("copy_rows" in launched) == any(width % 4 for width in spec.dims)

@@ -39,6 +39,8 @@ WIDE = MLPSpec(dims=(267, 70, 531), activation="silu", gated=True, dtype="bfloat
 """Copies of several blocks of columns."""
 WHOLE = MLPSpec(dims=(48, 72, 40), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual",))
 """Rows of whole 16 bytes."""
+TF32 = GATED.replace(dtype="float32", precision="tf32")
+"""Whose forward alone has kernels on descriptors, which nothing takes unless they are asked for."""
 WIDTHS = (1, 3, 8, 13, 17, 31, 40, 50, 64, 65, 71)
 """What fits a descriptor lies beside what does not."""
 
@@ -54,9 +56,10 @@ def _forced() -> Iterator[None]:
 
 
 def drawn_specs() -> SearchStrategy[MLPSpec]:
-    """Any spec in 16 bits, of widths of both kinds."""
+    """Any spec in 16 bits or TF32, of widths of both kinds."""
     each = st.sampled_from((1, 2, 2, 3)).flatmap(lambda depth: st.tuples(*[st.sampled_from(WIDTHS)] * (depth + 1)))
-    return st.tuples(each, st.sampled_from(("bfloat16", "float16"))).flatmap(lambda drawn: specs(dims=drawn[0], dtype=drawn[1]))
+    kinds = st.sampled_from((("bfloat16", "ieee"), ("float16", "ieee"), ("float32", "tf32")))
+    return st.tuples(each, kinds).flatmap(lambda drawn: specs(dims=drawn[0], dtype=drawn[1][0], precision=drawn[1][1]))
 
 
 def drawn_calls(spec: MLPSpec) -> SearchStrategy[Call]:
@@ -66,7 +69,7 @@ def drawn_calls(spec: MLPSpec) -> SearchStrategy[Call]:
 def test_any_spec_any_layout_any_values(launched: list[str]) -> None:
     tried: list[bool] = []
 
-    @settings(max_examples=16)
+    @settings(max_examples=24)
     @given(call=drawn_specs().flatmap(drawn_calls))
     def holds(call: Call) -> None:
         launched.clear()
@@ -88,6 +91,26 @@ def test_every_product_is_on_descriptors(spec: MLPSpec, launched: list[str]) -> 
         products = {name for name in launched if name.partition("_")[0] in ("hidden", "output", "input", "weight")}
         assert products == {"hidden_tma", "output_tma", "hidden_grad_tma", "input_grad_tma", "weight_grad_tma"}
         assert "copy_rows" in launched
+
+
+@pytest.mark.parametrize("spec", [TF32, TF32.replace(gated=False, activation="gelu")], ids=names)
+def test_every_product_of_forward_is_on_descriptors_in_tf32(spec: MLPSpec, launched: list[str]) -> None:
+    for rows in (1, 20):
+        launched.clear()
+        check_call(make_call(spec, (rows,), 0))
+        products = {name for name in launched if name.partition("_")[0] in ("hidden", "output", "input", "weight")}
+        assert products == {"hidden_tma", "output_tma", "hidden_grad_masked", "input_grad_masked", "weight_grad_masked"}
+        assert "copy_rows" in launched
+
+
+@pytest.mark.parametrize("pair", ["apart", "stacked", "up_first", "unlike", "tied"])
+def test_what_fits_is_not_copied_in_tf32(pair: str, launched: list[str]) -> None:
+    """Rows of whole 16 bytes are of four elements there. One descriptor spans both weights, but not one that is both."""
+    for dims in ((48, 72, 40), (36, 76, 44)):
+        call = make_call(TF32.replace(dims=dims), (20,), 1, pair=pair)
+        launched.clear()
+        check_call(call)
+        assert "hidden_tma" in launched and ("copy_rows" in launched) == (pair == "tied"), launched
 
 
 @pytest.mark.parametrize("spec", [WHOLE, WHOLE.replace(dtype="float32"), GATED.replace(dtype="float32")], ids=names)
@@ -131,6 +154,14 @@ def test_what_fits_beside_what_does_not(dims: tuple[int, ...], copies: int, laun
     check_call(make_call(spec, (20,), 0))
 
 
+@pytest.mark.parametrize(("pair", "copies"), [("apart", 1), ("up_first", 1), ("tied", 2)])
+def test_gate_and_up_that_fit_are_not_copied(pair: str, copies: int, launched: list[str]) -> None:
+    """Whatever the width of the result has as its remainder. One tensor that is both is no pair."""
+    spec = PLAIN.replace(dims=(48, 70, 40), activation="silu", gated=True)
+    make_call(spec, (20,), 0, pair=pair, requires_grad=()).run(compiled(spec))
+    assert launched.count("copy_rows") == copies and "hidden_tma" in launched
+
+
 def padded(t: Tensor) -> Tensor:
     """The same values in rows of whole 16 bytes."""
     made = t.new_zeros(*t.shape[:-1], -(-t.shape[-1] // 8) * 8)[..., : t.shape[-1]]
@@ -140,7 +171,7 @@ def padded(t: Tensor) -> Tensor:
 # What comes out
 
 
-@pytest.mark.parametrize("spec", [GATED, DEEP, PLAIN, PLAIN.replace(dims=(48, 70, 40))], ids=names)
+@pytest.mark.parametrize("spec", [GATED, DEEP, PLAIN, PLAIN.replace(dims=(48, 70, 40)), TF32], ids=names)
 def test_results_lie_as_without_copies(spec: MLPSpec) -> None:
     """Results, what is saved for backward, and gradients: contiguous, however few rows there are."""
     run = runner(spec.to_json(), torch.device("cpu"))
@@ -162,7 +193,7 @@ def plainly_contiguous(t: Tensor) -> bool:
     return t.stride() == torch.empty(t.shape, device="meta").stride()
 
 
-@pytest.mark.parametrize("spec", [GATED, DEEP, PLAIN], ids=names)
+@pytest.mark.parametrize("spec", [GATED, DEEP, PLAIN, TF32], ids=names)
 def test_what_is_saved_is_what_is_saved_without_copies(spec: MLPSpec) -> None:
     """Sums have the order of the tiles, which the interpreter has the same of for every path: so the same bits."""
     call = make_call(spec, (20,), 0)
@@ -186,7 +217,7 @@ def test_operands_in_any_layout() -> None:
 
 
 @pytest.mark.usefixtures("no_recordings")
-@pytest.mark.parametrize("spec", [GATED, DEEP, PLAIN], ids=names)
+@pytest.mark.parametrize("spec", [GATED, DEEP, PLAIN, TF32], ids=names)
 def test_repeated_from_a_recording(spec: MLPSpec, replays: list[Tape], launched: list[str]) -> None:
     """Views of allocations among the arguments: the bits of a call made in the ordinary way, for other values elsewhere."""
     first, mlp = make_call(spec, (2, 9), 0), compiled(spec)

@@ -51,6 +51,7 @@ FAMILIES: dict[str, MLPSpec] = {
     # On copies wherever rows are of no whole 16 bytes: which all are, or those of the first linear's result alone.
     "gated_padded": MLPSpec(dims=(50, 70, 41), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual",)),
     "plain_padded": MLPSpec(dims=(267, 70, 41), activation="gelu", bias=True, dtype="float16", epilogue=("silu", "residual")),
+    "tf32_padded": MLPSpec(dims=(50, 70, 41), activation="silu", gated=True, bias=True, dtype="float32", precision="tf32"),
     "mixed_padded": MLPSpec(dims=(48, 70, 40), activation="gelu", gated=True, dtype="bfloat16"),
     # Every linear in one launch: weights in shared memory, or read for each tile.
     "narrow_whole": MLPSpec(

@@ -54,7 +54,7 @@ def swept(spec: MLPSpec) -> SearchStrategy[MLPSpec] | None:
     """The MLP from 1 to 1 that shows the spec's activation and nothing else. Always the same points, so there is one example."""
     if not isinstance(spec.activation, str) or len(spec.dims) == 2:
         return None
-    return st.just(spec.replace(dims=(1, 1, 1), bias=spec.gated, dtype="float32", epilogue=()))
+    return st.just(spec.replace(dims=(1, 1, 1), bias=spec.gated, dtype="float32", precision="ieee", epilogue=()))
 
 
 def sweep(spec: MLPSpec) -> None:

@@ -332,7 +332,8 @@ def test_merge() -> None:
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100"])
 @pytest.mark.parametrize("spec", [GATED, PLAIN, MLPSpec(dims=(4096, 14336, 4096), activation="silu", gated=True, dtype="bfloat16"),
-                                  MLPSpec(dims=(333, 1111, 577), activation="gelu", dtype="float16")])  # fmt: skip
+                                  MLPSpec(dims=(333, 1111, 577), activation="gelu", dtype="float16"),
+                                  MLPSpec(dims=(1024, 2749, 1024), activation="silu", gated=True, precision="tf32")])  # fmt: skip
 def test_candidates(spec: MLPSpec, target: str) -> None:
     plan = lower(spec, TARGETS[target])
     for m in (1, 100, 4096):
@@ -341,9 +342,9 @@ def test_candidates(spec: MLPSpec, target: str) -> None:
             words = {"dtype": plan.dtype, "precision": plan.precision, "planes": product.planes, "target": plan.target}
             found = rule.candidates(role, product.path, *shape, **words)
             assert found[0] == rule.usual(role, product.path, *shape, **words)
-            assert len(set(found)) == len(found) and 4 <= len(found) <= 72
+            assert len(set(found)) == len(found) and 4 <= len(found) <= 90
             assert any(c.strategy == "library" for c in found) == (rule.library(role, m, 1, dtype=plan.dtype, planes=product.planes) is not None)  # fmt: skip  # noqa: E501
-            copied = rule.padded(role, *shape, dtype=plan.dtype, planes=product.planes, target=plan.target)
+            copied = rule.padded(role, *shape, **words)
             wanted = copied is not None and product.path == "masked" and shape[0] > rule.SKINNY_ROWS
             assert (copied in found) == any(c.strategy == "padded" for c in found) == wanted
             for c in found:
@@ -420,7 +421,7 @@ def test_one_on_copies_is_for_rows_of_no_whole_16_bytes(user: Any) -> None:
         for spec in (GATED, PLAIN, RAGGED.replace(dtype="float16"), RAGGED.replace(dims=(67, 132, 72))):
             assert decided(spec, "hidden", m) == by_rule(spec, "hidden", m) != PADDED
     assert decided(RAGGED, "input_grad", 100) == by_rule(RAGGED, "input_grad", 100)
-    other = [{"dtype": "bfloat16", "planes": 1, "target": TARGETS[name]} for name in ("sm_90", "sm_80")]
+    other = [{"dtype": "bfloat16", "precision": "ieee", "planes": 1, "target": TARGETS[name]} for name in ("sm_90", "sm_80")]
     assert [rule.padded("hidden", 100, 131, 67, **words) is None for words in other] == [False, True]
 
 
