@@ -19,8 +19,8 @@ from . import few_rows, float32, ragged
 from .few_rows import PROCESSORS, SKINNY_ROWS, few_registers, power_of_two, skinny, tiles_of
 from .plan import Config
 
-__all__ = ["INVARIANT_ROWS", "SKINNY_ROWS", "STRATEGIES", "candidates", "choose", "fitted", "interpreted", "interpreted_skinny",
-           "library", "padded", "skinny", "usual"]  # fmt: skip
+__all__ = ["INVARIANT_ROWS", "SKINNY_ROWS", "STRATEGIES", "candidates", "choose", "fitted", "has_room", "interpreted",
+           "interpreted_skinny", "library", "padded", "skinny", "usual"]  # fmt: skip
 
 STRATEGIES = ("two_stage", "skinny", "padded", "library")
 """Every strategy that a config can have."""
@@ -155,7 +155,7 @@ def _tiled(role: str, path: str, m: int, n: int, k: int, dtype: str, precision: 
 
 def fitted(config: Config, role: str, m: int, *, dtype: str, planes: int, target: Target) -> Config | None:
     """A config of the strategy "skinny", timed at about m rows, for m; None where it is none for them."""
-    return config if few_rows.fitted(config, role, m, dtype=dtype) and _fits(config, role, planes, dtype, target) else None
+    return config if few_rows.fitted(config, role, m, dtype=dtype) and has_room(config, role, planes, dtype, target) else None
 
 
 def library(role: str, m: int, n: int, *, dtype: str, planes: int) -> Config | None:
@@ -233,7 +233,7 @@ def candidates(
         found += [replace(default, residency=count) for count in (1, 2)]
     if role == "weight_grad":
         found += [replace(default, splits=s) for s in (1, default.splits // 2, 2 * default.splits) if 0 < s <= max(1, k // 256)]
-    fit = [c for c in dict.fromkeys(found) if c.strategy == "library" or _fits(c, role, planes, dtype, target)]
+    fit = [c for c in dict.fromkeys(found) if c.strategy == "library" or has_room(c, role, planes, dtype, target)]
     return [first, *(config for config in fit if config != first)]
 
 
@@ -268,13 +268,16 @@ def _tiles(path: str, m: int, n: int, k: int, dtype: str, precision: str, target
                     )  # fmt: skip
 
 
-def _fits(config: Config, role: str, planes: int, dtype: str, target: Target) -> bool:
+def has_room(config: Config, role: str, planes: int, dtype: str, target: Target) -> bool:
     """Whether the operands of every stage find room in shared memory, for every program resident at once, and the accumulator in
-    half of a thread's registers, or in a quarter where operands pass through them as well."""
+    half of a thread's registers, or a quarter: where there are few, and for masked loads of float32. On descriptors what is stored
+    passes through shared memory as well, which counts in 32 bits: two strips of a quarter of the tile at most."""
     columns = config.block_n * _wide(role, planes)
     if config.block_m == 1 or (dtype == "float32" and config.strategy == "skinny"):  # registers alone, or little more
         return True
     held = config.num_stages * (config.block_m + columns) * config.block_k * (4 if dtype == "float32" else 2)
+    if dtype == "float32" and config.strategy == "padded":
+        held += 2 * config.block_m * columns + 256  # and barriers
     accumulated = config.block_m * columns // (config.num_warps * target.warp_size)
     return held * config.residency <= target.shared_memory and accumulated <= (
         64 if few_registers(target) or (dtype == "float32" and config.strategy != "padded") else 128

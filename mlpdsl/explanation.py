@@ -214,7 +214,7 @@ def _reasons(
         if plan.copies_reasons:
             return tuple(plan.copies_reasons)
         if batch_invariant:
-            return ("batch_invariant takes masked loads for such rows, at every number of rows",)
+            return ("batch_invariant takes masked loads in its place, at every number of rows",)
     if name == "skinny":
         limits = [f"for {SKINNY_ROWS} rows at most"] if m > SKINNY_ROWS else []
         if batch_invariant:

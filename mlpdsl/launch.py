@@ -75,10 +75,11 @@ def _strides(t: torch.Tensor) -> list[int]:
     strides = list(t.stride())
     if 1 not in t.shape:
         return strides
+    granule = GRANULE // t.element_size()
     for i in range(t.dim() - 2, -1, -1):
         if t.shape[i] == 1:
             inner = strides[i + 1] * t.shape[i + 1]
-            strides[i] = -(-inner // 8) * 8  # a multiple of 16 bytes for 2-byte elements
+            strides[i] = -(-inner // granule) * granule
     return strides
 
 

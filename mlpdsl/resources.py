@@ -64,8 +64,8 @@ def resources(
 ) -> list[Resources]:  # fmt: skip
     """Compile every kernel that a call with `m` rows launches on `target` (default: this machine's, else sm_90).
 
-    `path` is "tma" or "masked", of every linear; by default each product's that aligned tensors take, copies of them where the rule
-    makes some, and one kernel where all linears are one launch.
+    `path` is "tma" or "masked", of every linear (in TF32 "tma" is forward's alone); by default each product's that aligned tensors
+    take, copies of them where the rule makes some, and one kernel where all linears are one launch.
     With `library`, also what stands between the library's products where those take the place of kernels. Takes 0.2 to 2 s a
     kernel.
     Raises `UnsupportedError` where triton is missing or interpreting, or does not know the target.

@@ -217,10 +217,10 @@ def _biases(plan: Plan, planes: int) -> list[Arg]:
 
 
 def strips(plan: Plan, role: str) -> int:
-    """Strips of the accumulator's columns, finished one after the other: 1 for bare products by descriptors alone, 2 where gate and
-    up, each half as wide as the accumulator, are finished together, else 4. With fewer, registers or shared memory do not hold a
-    second program."""
-    if role == "output" and not plan.bias and not plan.epilogue.entries and not by_pointer(plan, role):
+    """Strips of the accumulator's columns, finished one after the other: 1 for bare products by descriptors alone in 16 bits, 2
+    where gate and up, each half as wide as the accumulator, are finished together, else 4. With fewer, registers or shared memory
+    do not hold a second program, or a whole tile of 32 bits."""
+    if role == "output" and not (plan.bias or plan.epilogue.entries or by_pointer(plan, role) or plan.dtype == "float32"):
         return 1
     return 2 if role == "hidden" and plan.gated else 4
 

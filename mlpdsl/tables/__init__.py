@@ -138,7 +138,8 @@ def _decide(plan: Plan, role: str, path: str, m: int, n: int, k: int, batch_inva
         elif path != product.path:
             return Decision(by_rule, None)
         elif chosen.strategy == "padded":
-            fits = None if ours else rule.padded(role, rows, n, k, **words) and chosen
+            copied = None if ours else rule.padded(role, rows, n, k, **words)
+            fits = chosen if copied and rule.has_room(chosen, role, planes, plan.dtype, plan.target) else None
         else:
             fits = chosen
         if fits is not None:

@@ -113,7 +113,7 @@ _COVERING = {
     "sm_80": """geglu-2048x16384 siglip-1152x4304 clip-1024x4096 relu2-3072x12288 gated-everything own-ieee tf32x3 deep odd odd-tf32
                 tiny""",
     "sm_90": "swiglu-4096x14336 gelu-768x3072 minilm-384x1536 single own swiglu-ieee tf32 odd-tf32 tf32x3 tiny-ieee",
-    "sm_100": "single own-ieee mish-gated laplace gelu_10 tf32 tf32x3 tiny-ieee",
+    "sm_100": "single own-odd mish-gated laplace gelu_10 tf32 tf32x3 tiny-ieee",
     "sm_120": "single own-odd mish-gated-ieee tf32 tf32x3 tiny",
     "gfx942": "geglu-2048x16384 relu2-3072x12288 single own-odd tf32 tf32x3 tiny-ieee",
     "gfx1100": "relu2-3072x12288 single own-odd laplace tf32 tf32x3 odd-tf32 tiny tiny-ieee",

@@ -19,6 +19,7 @@ pytest.importorskip("triton")
 from mlpdsl.backends import interpreting
 from mlpdsl.codegen.config import SKINNY_ROWS
 from mlpdsl.codegen.few_rows import granule
+from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config
 from mlpdsl.resources import Resources
 from mlpdsl.target import TARGETS
@@ -99,4 +100,6 @@ def test_the_covering_part_covers() -> None:
         assert {spec.gated for spec in chosen} == {spec.bias for spec in chosen} == {False, True}
         assert any(name.startswith("own") for name in names) and any(spec.depth != 2 for spec in chosen)
         assert any(width % 8 for spec in chosen for width in spec.dims)
+        copied = [lower(spec, TARGETS[chip]).copies for spec in chosen]
+        assert any(copied) or not TARGETS[chip].has_tma, "no kernel on copies"
     assert (len(SPECS), len(CHIPS), len(CASES)) == (24, 6, 144)

@@ -20,7 +20,7 @@ from mlpdsl import MLPSpec, UnsupportedError, launch, source
 from mlpdsl import resources as module
 from mlpdsl.backends import BACKENDS, interpreting
 from mlpdsl.codegen import narrow
-from mlpdsl.codegen.config import choose, padded, usual
+from mlpdsl.codegen.config import candidates, choose, padded, usual
 from mlpdsl.codegen.emit.triton import emit
 from mlpdsl.codegen.emit.triton_kernels import Arg
 from mlpdsl.codegen.lower import lower
@@ -284,3 +284,34 @@ def test_two_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         thread.join()
     assert (knobs.compilation.always_compile, knobs.nvidia.dump_ptxas_log) == before
     assert sys.stdout is output
+
+
+OWN = """{"dims": [1024, 4096, 1024], "activation": "silu", "gated": true, "precision": "tf32",
+          "epilogue": [{"expr": "tile * a + b * c", "operands": [["a", "tile"], ["b", "tile"], ["c", "tile"]]}, "gelu"]}"""
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        MLPSpec(dims=(1024, 4096, 1024), activation="silu", gated=True, precision="tf32"),
+        MLPSpec(dims=(1024, 4096, 1022), activation="mish", gated=True, bias=True, precision="tf32"),
+        MLPSpec(dims=(2048, 2048), activation="identity", precision="tf32", epilogue=("scale",)),
+        MLPSpec.from_json(OWN),
+    ],
+    ids=lambda spec: spec.short_name,
+)  # fmt: skip
+def test_tf32_on_descriptors_has_room(spec: MLPSpec) -> None:
+    """The largest tiles, of 32-bit results: bare, beside addresses, and with everything that an epilogue reads."""
+    for m in (1024, 4096):
+        for r in resources(spec, "sm_90", m, backward=False, path="tma"):
+            assert r.fits and not r.spills and not r.serialised, (r.config, r.shared, r.spills)
+            assert r.instruction == ("fma" if r.name == "copy_rows" else "wgmma")
+
+
+def test_the_memory_of_tf32_on_descriptors_is_foretold() -> None:
+    """What `tune` tries has room whatever the epilogue: within some bytes of barriers, what this one takes."""
+    spec = MLPSpec.from_json(OWN)
+    words = {"dtype": "float32", "precision": "tf32", "planes": 1, "target": TARGETS["sm_90"]}
+    found = [c for c in candidates("output", "masked", 4096, 1024, 4096, **words, epilogue=True) if c.strategy == "padded"]
+    largest = sorted(found, key=lambda c: c.num_stages * (c.block_m + c.block_n) * c.block_k + c.block_m * c.block_n // 2)[-3:]
+    assert len(found) > 8 and all(compiled(spec, "sm_90", "output", 1, "masked", 4096, c).fits for c in largest), largest

@@ -92,7 +92,7 @@ def test_on_copies(fields: dict, strategy: str, monkeypatch: pytest.MonkeyPatch)
     [
         dict(dims=(1021, 749, 1021), activation="silu", gated=True, bias=True),
         dict(dims=(1021, 749, 1021), activation="gelu", bias=True, epilogue=("gelu", "residual")),
-        dict(dims=(1024, 2816, 1024), activation="silu", gated=True),
+        dict(dims=(1024, 2816, 2048), activation="silu", gated=True),
         dict(dims=(1024, 4100, 1024), activation="gelu", bias=True, epilogue=("residual",)),
     ],
     ids=lambda f: MLPSpec(**f).short_name,

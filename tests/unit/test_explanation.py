@@ -105,8 +105,11 @@ def test_reasons_against_padded() -> None:
     assert why(GATED, 4096)["padded"] == ("every row of every tensor is of whole 16 bytes",)
     assert why(PLAIN, 4096)["padded"] == ("float32 takes masked loads",)
     assert why(RAGGED, 4096, "sm_80")["padded"] == ("sm_80 has no tensor memory accelerator",)
-    invariant = "batch_invariant takes masked loads for such rows, at every number of rows"
-    assert why(RAGGED, 4096, batch_invariant=True)["padded"] == (invariant,)
+    invariant = "batch_invariant takes masked loads in its place, at every number of rows"
+    tf32 = GATED.replace(dtype="float32", precision="tf32")
+    assert [why(spec, 4096, batch_invariant=True)["padded"] for spec in (RAGGED, tf32)] == [(invariant,), (invariant,)]
+    assert why(tf32, 4096)["padded"] == ("the rule takes it for no product of forward here",)
+    assert why(tf32, 4096, "sm_100")["padded"] == ("float32 takes masked loads",)
     whole = RAGGED.replace(dims=(336, 1112, 576))
     assert "padded" not in {c.strategy for c in mlpdsl.explain(whole, 4096, "sm_90").config.values()}
 

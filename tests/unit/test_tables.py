@@ -186,6 +186,26 @@ def test_a_config_holds_where_its_waves_are_as_full(user: Any) -> None:
     assert decided(GATED, "weight_grad", 900) == replace(TILE, splits=2)
 
 
+def test_on_copies_too_waves_count(user: Any) -> None:
+    """Those kernels are persistent on either path: 132 tiles of 128 x 128 are a wave, and a 133rd another."""
+    spec = MLPSpec(dims=(513, 8448, 512), activation="silu", dtype="bfloat16")
+    tile = Config(128, 128, 64, num_warps=8, num_stages=3, strategy="padded")
+    user(row(spec, "hidden", {240: tile, 4096: tile}, 0))
+    found = [m for m in (200, 240, 256, 257, 384, 3800, 4096) if decided(spec, "hidden", m, "masked") == tile]
+    assert found == [240, 256, 3800, 4096]
+
+
+def test_one_on_copies_in_tf32_is_for_what_has_room(user: Any) -> None:
+    """A row is of MLPs with biases and without, and of every epilogue: what one of them has no shared memory for, none gets."""
+    spec = MLPSpec(dims=(1024, 4096, 1024), activation="silu", gated=True, bias=True, precision="tf32")
+    fits = Config(128, 256, 32, num_warps=8, num_stages=3, strategy="padded")
+    for tile, stands in ((fits, True), (replace(fits, num_stages=4), False)):
+        user(row(spec, "output", {256: tile, 4096: tile}))
+        for each in (spec, replace(spec, bias=False)):
+            assert (decided(each, "output", 4096) == tile) == stands
+        assert decided(replace(spec, epilogue=("scale",)), "output", 4096) != tile  # a row of its own
+
+
 def test_only_the_very_product(user: Any) -> None:
     user(row(GATED, "hidden", {1: TILE, 4096: TILE}))
     assert decided(GATED, "hidden", 16) == TILE
