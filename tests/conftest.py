@@ -7,10 +7,14 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Generator
 
 import pytest
 
 from mlpdsl.frames import with_room
+
+_INTERPRET = "TRITON_INTERPRET"
+_INTERPRETING = os.environ.get(_INTERPRET)
 
 # At import, because some tests and the modules they import read the environment while they are collected. The processes of
 # pytest-xdist share one place, so that what one has compiled the others need not.
@@ -47,3 +51,15 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
     names = pyfuncitem._fixtureinfo.argnames
     with_room(pyfuncitem.obj, **{name: pyfuncitem.funcargs[name] for name in names})
     return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None]:
+    """A test that leaves Triton's interpreter switched on, or off, would fail others, in the same process and far away."""
+    yield
+    now = os.environ.get(_INTERPRET)
+    if now != _INTERPRETING:
+        os.environ.pop(_INTERPRET, None)
+        if _INTERPRETING is not None:
+            os.environ[_INTERPRET] = _INTERPRETING
+        pytest.fail(f"the test left {_INTERPRET}={now}, which was {_INTERPRETING}")

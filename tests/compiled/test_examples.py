@@ -242,22 +242,29 @@ def test_the_tolerances_notice_another_activation() -> None:
         (["--seed", "x"], "argument --seed: 'x' is not an integer from 0 to 2**32 - 1"),
         (["--dtype", "float64"], "argument --dtype: invalid choice: 'float64'"),
         (["--backend", "cuda"], "argument --backend: invalid choice: 'cuda'"),
-        pytest.param(["--out", "no/curve.png"], "there is no folder no. Name another file with --out.", marks=needs_training),
-        pytest.param(
-            ["--out", "folder", "--backend", "eager", "--epochs", "1"], "cannot write folder: Is a directory", marks=needs_training
-        ),
     ],
 )
-def test_what_is_wrong_with_a_training_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
+def test_arguments_that_are_wrong_are_named(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    """In this process: nothing has begun yet."""
+    with pytest.raises(SystemExit) as ended:
+        train_mlp().main(arguments)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+@needs_training
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "argument --epochs: '0' is not an integer from 1 to 100000"),
+        (["--out", "no/curve.png"], "there is no folder no. Name another file with --out."),
+        (["--out", "folder", "--backend", "eager", "--epochs", "1"], "cannot write folder: Is a directory"),
+    ],
+)
+def test_what_is_wrong_with_a_training_is_said(example: Example, tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "folder").mkdir()
-    monkeypatch.chdir(tmp_path)
-    try:
-        status = train_mlp().main(arguments)
-    except SystemExit as ended:  # argparse's
-        status = ended.code
-    assert status == 2 and message in capsys.readouterr().err
+    done = example("train_mlp", *arguments, status=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @needs_training
