@@ -70,6 +70,6 @@ clean: ## Remove .venv and what tools leave behind
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"mlpdsl needs Python 3.10 or later; {sys.executable} is {sys.version.split()[0]}. Name another: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' '$(TRITON)' -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check '$(TORCH)' '$(TRITON)' -e '.[$(EXTRAS)]'
 	@rm -f $(VENV)/installed-*
 	@touch $@

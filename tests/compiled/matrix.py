@@ -100,11 +100,16 @@ class Case:
     def __str__(self) -> str:
         return f"{self.name}-{self.chip}"
 
-    def calls(self) -> list[tuple[str, int]]:
-        """Path and number of rows of each call: every path that is printed."""
+    def calls(self, brief: bool = False) -> list[tuple[str, int]]:
+        """Path and number of rows of each call: every path that is printed, and every number. With `brief`, on Blackwell the first
+        path alone, and everywhere the most rows and the fewest."""
         plan = lower(SPECS[self.name], TARGETS[self.chip])
         paths = ("tma", "masked") if plan.uses_tma or plan.copies else ("masked",)
-        return [(path, m) for path in paths for m in ROWS.get(self.name, (4096,))]
+        rows = ROWS.get(self.name, (4096,))
+        if brief:
+            paths = paths[:1] if self.chip in ("sm_100", "sm_120") else paths
+            rows = tuple(dict.fromkeys((rows[0], rows[-1])))
+        return [(path, m) for path in paths for m in rows]
 
 
 CASES = [Case(name, chip) for name in SPECS for chip in CHIPS]
@@ -141,10 +146,10 @@ class Row:
     faults: tuple[str, ...]
 
 
-def compile_case(case: Case) -> list[Row]:
+def compile_case(case: Case, brief: bool = False) -> list[Row]:
     """Every kernel of forward and backward, of each of the case's calls. Raises `UnsupportedError` where Triton cannot."""
     rows = []
-    for path, m in case.calls():
+    for path, m in case.calls(brief):
         for r in resources(SPECS[case.name], case.chip, m, path=path, library=m == 4096):
             c = r.config
             tile = f"{c.block_m}x{c.block_n}x{c.block_k}x{c.num_stages}" if c else ""
@@ -183,10 +188,10 @@ def faults(r: Resources, case: Case) -> list[str]:
     return [f"{r.name}, stage {r.stage}, {r.config}: {fault}" for fault in found]
 
 
-def attempt(case: Case) -> list[Row] | str:
+def attempt(case: Case, brief: bool = False) -> list[Row] | str:
     """`compile_case`, or why it was refused. For another process: an error with reasons does not travel."""
     try:
-        return compile_case(case)
+        return compile_case(case, brief)
     except UnsupportedError as error:
         return str(error)
 

@@ -171,16 +171,15 @@ def train_mlp() -> ModuleType:
 
 
 @needs_training
-@pytest.mark.parametrize(("dtype", "count"), [("float32", 2), ("bfloat16", 1)])
-def test_training_follows_eager(example: Example, tmp_path: Path, dtype: str, count: int) -> None:
-    output = example("train_mlp", "--epochs", count, "--dtype", dtype).stdout
+def test_training_follows_eager(example: Example, tmp_path: Path) -> None:
+    output = example("train_mlp", "--epochs", 2).stdout
     epochs = re.findall(r"^(\d+) +(\S+) +(\S+) +(\S+)$", output, re.MULTILINE)
-    assert [number for number, *_ in epochs] == ["1", "2"][:count]
+    assert [number for number, *_ in epochs] == ["1", "2"]
     for _, eager, kernels, _ in epochs:
-        assert float(kernels) == pytest.approx(float(eager), rel=1e-5 if dtype == "float32" else 1e-2)
-    assert count == 1 or float(epochs[1][2]) < 0.9 * float(epochs[0][2])
+        assert float(kernels) == pytest.approx(float(eager), rel=1e-5)
+    assert float(epochs[1][2]) < 0.9 * float(epochs[0][2])
     accuracies = re.findall(r"^test accuracy +(\S+) +(\S+)$", output, re.MULTILINE)
-    assert all(float(accuracy) > 0.25 * count for accuracy in accuracies[0])  # by chance 0.1
+    assert all(float(accuracy) > 0.5 for accuracy in accuracies[0])
     assert "interpreter" in output and "they agree" in output
     shape, colours = png(tmp_path / "train_mlp.png")
     assert shape[0] > 400 and shape[1] > 400 and colours > 20
@@ -199,6 +198,8 @@ def test_training_by_eager_alone(example: Example, tmp_path: Path) -> None:
 def test_a_curve_that_is_not_eagers_ends_with_status_1(example: Example, tmp_path: Path) -> None:
     done = example("train_mlp", "--epochs", 1, "--dtype", "bfloat16", "--tolerance", 1e-15, status=1)
     assert "THEY DO NOT AGREE" in done.stdout
+    ((_, eager, kernels, _),) = re.findall(r"^(\d+) +(\S+) +(\S+) +(\S+)$", done.stdout, re.MULTILINE)
+    assert float(kernels) == pytest.approx(float(eager), rel=1e-2)  # within what is tolerated otherwise
     assert png(tmp_path / "train_mlp.png")[1] > 20
 
 

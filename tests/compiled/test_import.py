@@ -190,8 +190,6 @@ import models, mlpdsl
 made = [mlpdsl.generate(spec, target=target) for spec in models.SPECS for target in ("sm_80", "sm_90", "gfx942")]
 print(json.dumps([[m.key, hashlib.sha256(m.text.encode()).hexdigest()] for m in made]))
 """
-    first, *others = (
-        python(code, PYTHONHASHSEED=seed, MLPDSL_CACHE_DIR="/dev/null/x") for seed in ("0", "1", "2", "3", "42", "2026")
-    )
+    first, *others = (python(code, PYTHONHASHSEED=seed, MLPDSL_CACHE_DIR="/dev/null/x") for seed in ("0", "1", "42", "2026"))
     assert len(first) == 60
     assert all(other == first for other in others)

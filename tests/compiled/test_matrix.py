@@ -1,6 +1,6 @@
 """What the default configs compile to, without a GPU: 24 specs on 6 chips.
 
-A third of these cases, chosen to cover; all of them with MLPDSL_TEST_COMPILED=full.
+A third of these cases, chosen to cover, and not every path and number of rows; all of them with MLPDSL_TEST_COMPILED=full.
 
 Compiled anew each time, in two processes: tests/conftest.py gives Triton an empty cache.
 """
@@ -27,7 +27,8 @@ from tests.compiled.matrix import CASES, CHIPS, COVERING, REFUSED, SPECS, Case, 
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="Triton interprets in this process, and so compiles nothing")
 
-CHOSEN = CASES if os.environ.get("MLPDSL_TEST_COMPILED") == "full" else COVERING
+BRIEF = os.environ.get("MLPDSL_TEST_COMPILED") != "full"
+CHOSEN = COVERING if BRIEF else CASES
 
 Compiled = Callable[[Case], "list[Row] | str"]
 
@@ -36,13 +37,13 @@ Compiled = Callable[[Case], "list[Row] | str"]
 def compiled(request: pytest.FixtureRequest) -> Iterator[Compiled]:
     """The rows of a case, or why it was refused. All the cases that this session will ask for are under way from the first."""
     if "PYTEST_XDIST_WORKER" in os.environ:  # the processes are there already, each with some of the cases
-        yield attempt
+        yield lambda case: attempt(case, BRIEF)
         return
     asked = dict.fromkeys(
         item.callspec.params["case"] for item in request.session.items if "compiled" in getattr(item, "fixturenames", ())
     )
     with pool() as executor:
-        futures = {case: executor.submit(attempt, case) for case in asked}
+        futures = {case: executor.submit(attempt, case, BRIEF) for case in asked}
         yield lambda case: futures[case].result()
         for future in futures.values():
             future.cancel()
@@ -57,7 +58,7 @@ def test_every_kernel_of_the_default_configs(case: Case, compiled: Compiled) -> 
         return
     assert not isinstance(rows, str), rows
     wanted = {"output", "input_grad", "weight_grad", *(("hidden", "hidden_grad") if spec.depth > 1 else ())}
-    for path, m in case.calls():
+    for path, m in case.calls(BRIEF):
         kernels = [row.kernel for row in rows if (row.path, row.m) == (path, m)]
         few = m <= SKINNY_ROWS and TARGETS[case.chip].kind == "cuda" and (m == 1 or spec.dtype != "float32")
         forward = ("row" if m == 1 else "skinny") if few else path
