@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 import pytest
 
@@ -64,8 +65,9 @@ def test_is_written_for_a_tpu_or_refused(name: str) -> None:
         assert word in reason
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [name for name in SPECS if not re.search(r"-\d+x", name) or name.startswith(("geglu", "gelu"))])
 def test_holds_when_interpreted(name: str) -> None:
+    """Of models two, which are much alike here."""
     spec = narrow(SPECS[name])
     verdict = check(make_call(spec, (17,), 11))
     assert max(verdict.strength.values()) > 30, verdict  # of the others the root mean square, beside eager's, says more

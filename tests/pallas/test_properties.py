@@ -79,10 +79,10 @@ def test_gradients_say_something(data: st.DataObject, seed: int) -> None:
     assert min(verdict.strength.values()) > (4 if spec.precision == "tf32" else 30), verdict
 
 
-@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_every_activation(activation: str, gated: bool) -> None:
-    """Between layers and on the output; gated in 16 bits, where what is saved is rounded."""
+def test_every_activation(activation: str) -> None:
+    """Between layers and on the output; every second one gated, in 16 bits, where what is saved is rounded."""
+    gated = list(ACTIVATIONS).index(activation) % 2 == 1
     dtype = "bfloat16" if gated else "float32"
     spec = MLPSpec(dims=(13, 33, 9), activation=activation, gated=gated, bias=True, dtype=dtype, epilogue=(activation,))
     check(make_call(spec, (17,), 7))
