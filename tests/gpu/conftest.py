@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from mlpdsl import dispatch
+from mlpdsl import dispatch, launch
 from tests import support
 
 
@@ -43,6 +44,20 @@ def generated() -> Iterator[None]:
     """Every product by a generated kernel, also where the library's is as fast."""
     with dispatch.forcing("generated"):
         yield
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of the kernels that are launched, but for repetitions from a recording."""
+    names: set[str] = set()
+    inner = launch.run
+
+    def run(kernel: Any, *rest: Any) -> None:
+        names.add(kernel.fn.__name__)
+        inner(kernel, *rest)
+
+    monkeypatch.setattr(launch, "run", run)
+    return names
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from mlpdsl import MLPSpec, dispatch, launch
+from mlpdsl import MLPSpec, dispatch
 from mlpdsl.testing.calls import check_call, make_call
 
 pytestmark = pytest.mark.usefixtures("generated")
@@ -62,16 +60,8 @@ def test_models(fields: dict) -> None:
     ],
     ids=lambda f: MLPSpec(**f).short_name,
 )
-def test_on_copies(fields: dict, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_copies(fields: dict, strategy: str, launched: set[str]) -> None:
     """Rows of no whole 16 bytes: made, recorded and repeated with the same bits, forward and backward; and in a CUDA graph."""
-    launched = set()
-    inner = launch.run
-
-    def run(kernel: Any, *rest: Any) -> None:
-        launched.add(kernel.fn.__name__)
-        inner(kernel, *rest)
-
-    monkeypatch.setattr(launch, "run", run)
     spec = MLPSpec(**fields)
     says = max if "gelu" in spec.epilogue else min  # of that one's smallest gradients the bound says little
     with dispatch.forcing(strategy):
@@ -97,22 +87,13 @@ def test_on_copies(fields: dict, strategy: str, monkeypatch: pytest.MonkeyPatch)
     ],
     ids=lambda f: MLPSpec(**f).short_name,
 )
-def test_on_descriptors_in_tf32(fields: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_descriptors_in_tf32(fields: dict, launched: set[str]) -> None:
     """Forced, for no rule takes them: forward's products, with copies of rows of no whole 16 bytes and of nothing else."""
-    launched = set()
-    inner = launch.run
-
-    def run(kernel: Any, *rest: Any) -> None:
-        launched.add(kernel.fn.__name__)
-        inner(kernel, *rest)
-
-    monkeypatch.setattr(launch, "run", run)
     spec = MLPSpec(**fields, precision="tf32")
     with dispatch.forcing("padded"):
         for seed, (rows, pattern, pair) in enumerate(
             [(1500, "repeat", "apart"), (1500, "captured", "up_first"), (300, "repeat", "up_first"), (65, "once", "apart")]
         ):
-            launched.clear()
             check_call(make_call(spec, (rows,), seed, pattern=pattern, pair=pair, device="cuda"))
-            assert {"hidden_tma", "output_tma"} <= launched and not {"hidden_masked", "output_masked"} & launched
-            assert ("copy_rows" in launched) == any(width % 4 for width in spec.dims)
+    assert {"hidden_tma", "output_tma"} <= launched and not {"hidden_masked", "output_masked"} & launched
+    assert ("copy_rows" in launched) == any(width % 4 for width in spec.dims)
