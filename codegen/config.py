@@ -245,7 +245,7 @@ def _tiles(path: str, m: int, n: int, k: int, dtype: str, precision: str, target
     widths = [w for w in ((64, 128, 256) if tma else (32, 64, 128)) if w < 2 * max(n, 64 if tma else 32)]
     # 128 bytes of K at a time are what descriptors move best; where a few rows wait for memory, more is in flight.
     if tma or by_tensor_cores:
-        depths = (64, 128) if few else (64,) if tma and not wide else (32,) if tma else (32, 64)
+        depths = (64, 128) if few else (32 if wide else 64,) if tma else (32, 64)
     else:
         depths = (16, 32) if wide else (32, 64) if few else (32,)
     stages: tuple[int, ...]
