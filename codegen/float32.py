@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from mlpdsl.target import Target
 
 from .few_rows import EXACT_ROWS, PROCESSORS, few_registers, power_of_two, tiles_of
 from .plan import Config
 
-__all__ = ["batched", "bias_pass", "by_library", "exact_rows", "padded", "tile", "worth_padding"]
+__all__ = ["batched", "bias_pass", "by_library", "exact_rows", "on_descriptors", "padded", "tile", "worth_padding"]
 
 
 def by_library(role: str, m: int, n: int, k: int, planes: int, precision: str, target: Target) -> bool:
@@ -50,8 +52,10 @@ def bias_pass(role: str, m: int, n: int, k: int, precision: str, target: Target,
     linear, and with an `epilogue`, a pass follows anyway."""
     if target.name != "sm_90" or role not in ("hidden", "output"):
         return False
-    if precision == "tf32" and k % 4 == n % 4 == 0:  # where cuBLAS has a tile for nearly everything
-        return k >= 3072 and n <= 1024 and m <= 96
+    free = role == "hidden" or epilogue
+    if precision == "tf32" and k % 4 == n % 4 == 0:  # where cuBLAS has a tile for nearly everything, but takes one of three times
+        strange = n <= 512 and (0 if free else 72) < m <= 96  # the time with a bias and narrow results
+        return m <= 128 and n <= 1024 and (k >= 2048 or strange)
     tiles = tiles_of(128, 128, m, n)
     waves = -(-tiles // PROCESSORS)
     if tiles >= 0.9 * waves * PROCESSORS:  # nobody is idle
@@ -59,7 +63,6 @@ def bias_pass(role: str, m: int, n: int, k: int, precision: str, target: Target,
     long = k >= 1024 and waves <= (2 if k >= 2048 else 1)
     if m <= 16:
         return k >= 1536 and m >= (7 if k >= 4096 else 16)
-    free = role == "hidden" or epilogue
     return long or (free and precision != "tf32" and (k > 512 or m <= 512))
 
 
@@ -69,18 +72,48 @@ def worth_padding(m: int, n: int, k: int) -> bool:
     return m * n * k >= 2**29 and min(m, n, k) >= 128
 
 
-def padded(role: str, m: int, n: int, planes: int, precision: str, target: Target, epilogue: bool) -> Config | None:
+def on_descriptors(role: str, m: int, n: int, k: int, planes: int, precision: str, target: Target, epilogue: bool) -> bool:
+    """Whether kernels on descriptors, of copies where tensors do not fit them, are the fastest way to multiply in TF32, on an H200:
+    of odd widths but for few tiles and short sums; of others for gate and up, and for an epilogue where no processor is idle."""
+    if precision != "tf32" or target.name != "sm_90" or role not in ("hidden", "output") or m <= 64 or min(n, k) <= 64:
+        return False
+    if k % 4 or n % 4:
+        tiles = tiles_of(64, 64, m, n)
+        return tiles > PROCESSORS // 4 and (k > 256 or (k > 128 and tiles <= PROCESSORS))
+    if k <= 256:  # nobody timed these
+        return False
+    if role == "hidden" and planes == 2:
+        return tiles_of(128, 64, m, n) >= 0.6 * PROCESSORS
+    tile = _on_descriptors(m, n, k, 1, False)
+    waves = tiles_of(tile.block_m, tile.block_n, m, n) / PROCESSORS
+    full = waves >= 0.95 * math.ceil(waves)
+    return full and tile.block_m == 128 and waves <= (3 if tile.block_n == 256 else 1) and (role == "hidden" or epilogue)
+
+
+def padded(role: str, m: int, n: int, k: int, planes: int, precision: str, target: Target, epilogue: bool) -> Config | None:
     """A kernel on descriptors, of copies where tensors do not fit them: in TF32, and of forward, because wgmma takes no operands of
     32 bits that lie as backward's do."""
     if precision != "tf32" or target.name != "sm_90" or role not in ("hidden", "output"):
         return None
-    wide = planes if role == "hidden" else 1
     crowded = epilogue and n % 4 > 0  # registers hold the addresses of a dense result beside what the epilogue reads
-    if tiles_of(128, 256 // wide, m, n) >= 0.7 * PROCESSORS and not crowded:
-        return Config(128, 256 // wide, 32, num_warps=8, num_stages=3, strategy="padded")
-    if tiles_of(128, 128 // wide, m, n) >= 0.7 * PROCESSORS:
-        return Config(128, 128 // wide, 32, num_warps=8, num_stages=4, strategy="padded")
-    return Config(64, 128 // wide, 32, num_warps=4, num_stages=4, strategy="padded")
+    return _on_descriptors(m, n, k, planes if role == "hidden" else 1, crowded)
+
+
+def _on_descriptors(m: int, n: int, k: int, wide: int, crowded: bool) -> Config:
+    """The tile whose waves take the least time: what one takes, in units of a tile of 128x128, is next to it."""
+
+    def tile(block_m: int, columns: int, warps: int, stages: int, residency: int = 1) -> Config:
+        return Config(block_m, columns // wide, 32, 8, warps, stages, residency=residency, strategy="padded")
+
+    def waves(config: Config) -> int:
+        return math.ceil(tiles_of(config.block_m, config.block_n, m, n) / PROCESSORS)
+
+    costs = [(1.8, tile(128, 256, 8, 3)), (1.0, tile(128, 128, 8, 4)), (0.75, tile(64, 128, 4, 4)), (0.5, tile(64, 64, 4, 4))]
+    found = [(cost * waves(config), config) for cost, config in costs[crowded:]]  # whose widest spills where registers are crowded
+    if wide == 1 and k <= 512:  # two programs a processor: while one finishes its tile, the other multiplies, and no wave ends
+        config = tile(64, 128, 4, 3, residency=2)
+        found.append((max(0.75, 0.575 * tiles_of(64, 128, m, n) / PROCESSORS), config))
+    return min(found, key=lambda each: each[0])[1]
 
 
 def tile(role: str, m: int, n: int, k: int, planes: int, precision: str, target: Target) -> Config:

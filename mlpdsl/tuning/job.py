@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlpdsl.bench.suites import Row
-from mlpdsl.codegen import config as rule
 from mlpdsl.codegen import narrow
+from mlpdsl.codegen.candidates import candidates
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, products
 from mlpdsl.spec import MLPSpec
@@ -47,7 +47,7 @@ class Job:
         """The rule's config, then everything else worth timing."""
         p = self.product
         words = {"dtype": p.dtype, "precision": p.precision, "planes": p.planes, "target": self.target, "epilogue": p.epilogue}
-        return rule.candidates(p.role, p.path, self.m, self.n, self.k, **words)  # type: ignore[arg-type]
+        return candidates(p.role, p.path, self.m, self.n, self.k, **words)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         return f"{self.name}, {self.product.role}[{self.stage}] {self.m}x{self.n}x{self.k}, M = {self.rows}"

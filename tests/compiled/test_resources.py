@@ -20,7 +20,8 @@ from mlpdsl import MLPSpec, UnsupportedError, launch, source
 from mlpdsl import resources as module
 from mlpdsl.backends import BACKENDS, interpreting
 from mlpdsl.codegen import narrow
-from mlpdsl.codegen.config import candidates, choose, padded, usual
+from mlpdsl.codegen.candidates import candidates
+from mlpdsl.codegen.config import choose, padded, usual
 from mlpdsl.codegen.emit.triton import emit
 from mlpdsl.codegen.emit.triton_kernels import Arg
 from mlpdsl.codegen.lower import lower

@@ -40,7 +40,7 @@ WIDE = MLPSpec(dims=(267, 70, 531), activation="silu", gated=True, dtype="bfloat
 WHOLE = MLPSpec(dims=(48, 72, 40), activation="silu", gated=True, bias=True, dtype="bfloat16", epilogue=("residual",))
 """Rows of whole 16 bytes."""
 TF32 = GATED.replace(dtype="float32", precision="tf32")
-"""Whose forward alone has kernels on descriptors, which nothing takes unless they are asked for."""
+"""Whose forward alone has kernels on descriptors, and masked loads beside them."""
 WIDTHS = (1, 3, 8, 13, 17, 31, 40, 50, 64, 65, 71)
 """What fits a descriptor lies beside what does not."""
 

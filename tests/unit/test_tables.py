@@ -16,6 +16,7 @@ import pytest
 import mlpdsl
 from mlpdsl import MLPSpec, dispatch, tables
 from mlpdsl.codegen import config as rule
+from mlpdsl.codegen.candidates import candidates
 from mlpdsl.codegen.lower import lower
 from mlpdsl.codegen.plan import Config, Plan, products
 from mlpdsl.tables import Point, Product, Row
@@ -198,7 +199,7 @@ def test_on_copies_too_waves_count(user: Any) -> None:
 def test_one_on_copies_in_tf32_is_for_what_has_room(user: Any) -> None:
     """A row is of MLPs with biases and without, and of every epilogue: what one of them has no shared memory for, none gets."""
     spec = MLPSpec(dims=(1024, 4096, 1024), activation="silu", gated=True, bias=True, precision="tf32")
-    fits = Config(128, 256, 32, num_warps=8, num_stages=3, strategy="padded")
+    fits = Config(128, 256, 32, group_m=4, num_warps=8, num_stages=3, strategy="padded")  # a group that no rule takes
     for tile, stands in ((fits, True), (replace(fits, num_stages=4), False)):
         user(row(spec, "output", {256: tile, 4096: tile}))
         for each in (spec, replace(spec, bias=False)):
@@ -360,7 +361,7 @@ def test_candidates(spec: MLPSpec, target: str) -> None:
         for role, _, *shape in products(plan, m):
             product, _ = Product.of(plan, role, *shape)
             words = {"dtype": plan.dtype, "precision": plan.precision, "planes": product.planes, "target": plan.target}
-            found = rule.candidates(role, product.path, *shape, **words)
+            found = candidates(role, product.path, *shape, **words)
             assert found[0] == rule.usual(role, product.path, *shape, **words)
             assert len(set(found)) == len(found) and 4 <= len(found) <= 90
             assert any(c.strategy == "library" for c in found) == (rule.library(role, m, 1, dtype=plan.dtype, planes=product.planes) is not None)  # fmt: skip  # noqa: E501
