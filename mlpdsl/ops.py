@@ -7,6 +7,7 @@ define and impl, which cost a third of a `custom_op`; autograd stands outside, i
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 import threading
@@ -309,6 +310,9 @@ def _forward_recorded(
 
 
 _library.impl("forward", _forward_recorded, "Autograd")
+# torch notes the line that registers, for which `inspect` looks at every module that there is, unless it remembers this one's: that
+# takes a fifth of the import of twenty MLPs.
+getattr(inspect, "modulesbyfile", {}).setdefault(__file__, __name__)
 torch.library.register_fake("mlpdsl::forward", _forward_fake, lib=_library)
 torch.library.register_fake("mlpdsl::backward", _backward_fake, lib=_library)
 

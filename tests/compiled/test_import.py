@@ -69,9 +69,23 @@ def test_the_ground_floor_imports_the_standard_library_alone(python: Python, cod
     assert python(heavy_after(code)) == []
 
 
+SLOWNESS = """
+from time import perf_counter
+
+def slowness():
+    'How many times as long as on a processor of 2020 that nobody else wants a piece of Python takes now; at least 1.'
+    began = perf_counter()
+    sum(i * i for i in range(100_000))
+    return max(1.0, (perf_counter() - began) / 0.0055)
+"""
+
+
 def test_twenty_mlps_cost_less_than_50_ms_at_import(python: Python) -> None:
-    """Each time in a process that has imported torch and nothing of mlpdsl: a fork of one, as importing torch takes far longer."""
-    timed = """
+    """Each time in a process that has imported torch and nothing of mlpdsl: a fork of one, as importing torch takes far longer.
+    Where neighbours slow the machine down, in as much longer."""
+    timed = (
+        SLOWNESS
+        + """
 import json, os, sys, time, traceback
 import torch, triton, jinja2
 # An installed package has its bytecode beside it, whatever this environment says of writing any.
@@ -82,9 +96,10 @@ while len(runs) < most and (not runs or runs[-1][0] > 50):
     child = os.fork()
     if not child:
         try:
+            slow = slowness()
             start = time.perf_counter()
             import models
-            took = time.perf_counter() - start
+            took = (time.perf_counter() - start) / slow
             from mlpdsl.source import source_text
             said = [took * 1e3, len(models.MLPS), source_text.cache_info().currsize]
             os.write(writing, json.dumps(said).encode())
@@ -99,6 +114,7 @@ while len(runs) < most and (not runs or runs[-1][0] > 50):
 assert "models" not in sys.modules and "mlpdsl" not in sys.modules
 print(json.dumps(runs))
 """
+    )
     ((_, count, rendered),) = python(timed, MOST="1")
     assert (count, rendered) == (20, 20)  # the cache was cold
     runs = python(timed, MOST="40")
@@ -112,11 +128,13 @@ def test_rendering_one_kernel_takes_less_than_5_ms() -> None:
 
     specs = [MLPSpec(dims=(64, 128 + 8 * i, 64), activation="silu", gated=True, dtype="bfloat16") for i in range(40)]
     target = parse_target("sm_90")
+    exec(SLOWNESS, known := dict[str, Any]())
     took: list[float] = []
     for spec in specs:  # a new spec each time: what is kept between calls must not be what is measured
+        slow = known["slowness"]()
         start = perf_counter()
         source.source_text.__wrapped__(spec, target, "triton")
-        took.append((perf_counter() - start) * 1e3)
+        took.append((perf_counter() - start) * 1e3 / slow)
         if len(took) > 5 and min(took[1:]) <= 5:  # the first one loads the templates
             break
     assert min(took[1:]) <= 5, f"milliseconds: {took}"

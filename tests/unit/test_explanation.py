@@ -108,6 +108,9 @@ def test_reasons_against_padded() -> None:
     invariant = "batch_invariant takes masked loads in its place, at every number of rows"
     tf32 = GATED.replace(dtype="float32", precision="tf32")
     assert [why(spec, 4096, batch_invariant=True)["padded"] for spec in (RAGGED, tf32)] == [(invariant,), (invariant,)]
+    note = "note: padded is for tensor descriptors here, and copies nothing that is aligned: every width is a multiple of 4"
+    wide, odd = (tf32.replace(dims=dims) for dims in ((1024, 2816, 1024), (1021, 2749, 1021)))
+    assert [note in str(mlpdsl.explain(spec, 4096, "sm_90")) for spec in (wide, odd, RAGGED)] == [True, False, False]
     assert why(tf32, 64)["padded"] == ("the rule takes it for no product of forward here",)
     assert why(tf32, 4096, "sm_100")["padded"] == ("float32 takes masked loads",)
     whole = RAGGED.replace(dims=(336, 1112, 576))
