@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlpdsl.cli_fuzz import NOTHING_RAN, read_specs
-from mlpdsl.errors import SpecError, UnsupportedError
+from mlpdsl.errors import SpecError, UnsupportedError, describe
 from mlpdsl.names import did_you_mean, listed
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def bench(
         _show(Results.load(report).data, plot, markdown)
         return 0
     if not specs:
-        raise click.UsageError("Missing argument '[SPEC|SUITE]...': name what to time; --list shows the suites.")
+        raise click.UsageError("Missing argument '[SPEC|SUITE[/MLP]]...': name what to time; --list shows the suites.")
     rows = read_rows(specs, m, passes)
     chosen = tuple(name for name in peers or PEERS if not (no_compile and name in ("compile", "max-autotune")))
     settings = Settings(chosen, launch or LAUNCHES, regime or REGIMES, seed)
@@ -109,13 +109,20 @@ def _check_plots() -> None:
 
 
 def read_rows(texts: Sequence[str], ms: Sequence[int], passes: Sequence[str]) -> list[Row]:
-    """Every row that SPEC… and suites' names, --m and --passes ask for. Raises `SpecError`, `ShapeError`."""
+    """Every row that SPEC…, suites' names, names in suites, --m and --passes ask for. Raises `SpecError`, `ShapeError`."""
     from mlpdsl.bench.suites import DEFAULT_ROWS, SUITES, Entry, rows
 
     given: list[Suite | Entry] = []
     for text in texts:
+        suite, _, name = text.partition("/")
         if text in SUITES:
             given.append(SUITES[text])
+        elif suite in SUITES and not name.endswith(".json"):
+            entries = {entry.name: entry for entry in SUITES[suite].entries}
+            if name not in entries:
+                step = did_you_mean(name, entries) or f"`mlpdsl bench --list` has those of {suite}."
+                raise SpecError(describe("SUITE/MLP", text, "the name of an MLP of that suite", step))
+            given.append(entries[name])
         else:
             try:
                 found = read_specs([text])
@@ -257,7 +264,7 @@ def command() -> click.Command:
     file = click.Path(dir_okay=False, path_type=Path)
     positive = click.FloatRange(min=0, min_open=True)
     options: list[click.Parameter] = [
-        click.Argument(["specs"], nargs=-1, metavar="[SPEC|SUITE]..."),
+        click.Argument(["specs"], nargs=-1, metavar="[SPEC|SUITE[/MLP]]..."),
         several(["--m"], (), "Rows of x; default: the suite's own, else 1,16,256,4096."),
         several(["--passes"], PASSES, "forward (default), train: forward and every gradient."),
         several(["--peers"], PEERS, f"Default: {','.join(PEERS)}."),
@@ -279,5 +286,5 @@ def command() -> click.Command:
         click.Option(["--list", "list_suites"], is_flag=True, help="Only list the suites, their MLPs and numbers of rows."),
     ]
     forms = "SPEC is JSON text, the path of a .json file, module:attribute, or a module, for every spec at its top level."
-    about = f"{inspect.getdoc(bench)}\n\n{forms} Suites: {', '.join(SUITES)}."
+    about = f"{inspect.getdoc(bench)}\n\n{forms} Suites: {', '.join(SUITES)}. llm/gpt-2 is one MLP of a suite."
     return click.Command("bench", callback=bench, params=options, help=about)

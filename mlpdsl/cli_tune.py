@@ -160,7 +160,7 @@ def command() -> click.Command:
     from mlpdsl.cli_bench import several
 
     options: list[click.Parameter] = [
-        click.Argument(["specs"], nargs=-1, required=True, metavar="SPEC|SUITE..."),
+        click.Argument(["specs"], nargs=-1, required=True, metavar="SPEC|SUITE[/MLP]..."),
         several(["--m"], (), "Rows of x; default: the suite's own, else 1,16,256,4096."),
         several(["--passes"], PASSES, "forward: its products alone; train (default): backward's too."),
         click.Option(["--budget"], type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End after this time."),
@@ -178,5 +178,5 @@ def command() -> click.Command:
         ),
     ]
     forms = "SPEC is JSON text, the path of a .json file, module:attribute, or a module, for every spec at its top level."
-    about = f"{inspect.getdoc(tune)}\n\n{forms} Suites: {', '.join(SUITES)}."
+    about = f"{inspect.getdoc(tune)}\n\n{forms} Suites: {', '.join(SUITES)}. llm/gpt-2 is one MLP of a suite."
     return click.Command("tune", callback=tune, params=options, help=about)

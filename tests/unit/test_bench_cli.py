@@ -14,8 +14,9 @@ import pytest
 
 pytest.importorskip("click")
 
-from mlpdsl import UnsupportedError, bench, cli, cli_bench, cli_fuzz
+from mlpdsl import SpecError, UnsupportedError, bench, cli, cli_bench, cli_fuzz
 from mlpdsl.bench import peers, table, timing
+from mlpdsl.cli_bench import read_rows
 from tests.unit.test_bench import ONE, OTHER, SPEC, Fake, ask, one_thread, twice
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,6 +149,19 @@ def test_list(run: Bench) -> None:
         r"^  swiglu-4096x14336 +gated-silu-4096x14336x4096-bf16  M = 1, 16, 64, 128, 256, 512, 4096, 16384$", out, re.M
     )
     assert out.count("\n  ") == sum(len(suite.entries) for suite in bench.SUITES.values())
+
+
+def test_one_mlp_of_a_suite(run: Bench) -> None:
+    found = read_rows(["llm/gpt-2", "small/minilm-l6"], (128,), ())
+    assert [(row.name, row.m) for row in found] == [("gpt-2", 128), ("minilm-l6", 128)]
+    assert read_rows(["llm/gpt-2"], (), ()) == [row for row in bench.rows(["llm"]) if row.name == "gpt-2"]
+    status, _, err = run("llm/gpt2", "--m", "1")
+    assert status == 2 and "Did you mean 'gpt-2'?" in err
+    for text in ("llm/", "llm/nothing-like-it"):
+        with pytest.raises(SpecError, match=r"`mlpdsl bench --list` has those of llm"):
+            read_rows([text], (1,), ())
+    with pytest.raises(SpecError, match=r"llm/nowhere\.json"):  # a path
+        read_rows(["llm/nowhere.json"], (1,), ())
 
 
 def test_help(run: Bench) -> None:
@@ -312,7 +326,7 @@ def test_the_page() -> None:
     """Its commands parse, its suites and candidates are all there are, its keys are those of a file, its Python compiles."""
     page = (ROOT / "docs" / "benchmarking.md").read_text(encoding="utf-8")
     commands = re.findall(r"^    mlpdsl (bench .*?)(?: +#.*)?$", page, re.M)
-    assert len(commands) == 5
+    assert len(commands) == 6
     for text in commands:
         cli_bench.command().make_context("bench", shlex.split(text)[1:])
     assert re.findall(r"^\| `(\w+)` \|", page.split("| suite |")[1].split("\n\n")[0], re.M) == list(bench.SUITES)
