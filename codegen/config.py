@@ -42,8 +42,9 @@ def usual(
         copied = padded(role, m, n, k, dtype=dtype, precision=precision, planes=planes, target=target, epilogue=epilogue)
         if copied is not None:  # what fits already takes the same tiles: whether the library multiplies is no matter of alignment
             return copied if path == "masked" else replace(copied, strategy="two_stage")
-    if dtype == "float32" and float32.on_descriptors(role, m, n, k, planes, precision, target, epilogue):
-        return float32.padded(role, m, n, k, planes, precision, target, epilogue) or chosen
+    on_descriptors = float32.on_descriptors(role, m, n, k, planes, precision, target, epilogue) if dtype == "float32" else None
+    if on_descriptors is not None:
+        return on_descriptors
     if chosen.strategy == "skinny":
         slower = _long(role, m, n, k, planes)
     elif dtype == "float32":

@@ -73,22 +73,22 @@ def worth_padding(m: int, n: int, k: int) -> bool:
     return m * n * k >= 2**29 and min(m, n, k) >= 128
 
 
-def on_descriptors(role: str, m: int, n: int, k: int, planes: int, precision: str, target: Target, epilogue: bool) -> bool:
-    """Whether kernels on descriptors, of copies where tensors do not fit them, are the fastest way to multiply in TF32, on an H200:
-    of odd widths but for few tiles and short sums; of others for gate and up, and for an epilogue where no processor is idle."""
-    if precision != "tf32" or target.name != "sm_90" or role not in ("hidden", "output") or m <= 64 or min(n, k) <= 64:
-        return False
+def on_descriptors(role: str, m: int, n: int, k: int, planes: int, precision: str, target: Target, epilogue: bool) -> Config | None:
+    """What `padded` says, where that is the fastest way to multiply on an H200, else None: of odd widths but for few tiles and
+    short sums; of others for gate and up, and for an epilogue where no processor is idle."""
+    found = padded(role, m, n, k, planes, precision, target, epilogue)
+    if found is None or m <= 64 or min(n, k) <= 64:
+        return None
     if k % 4 or n % 4:
         tiles = tiles_of(64, 64, m, n)
-        return tiles > PROCESSORS // 4 and (k > 256 or (k > 128 and tiles <= PROCESSORS))
-    if k <= 256:  # nobody timed these
-        return False
-    if role == "hidden" and planes == 2:
-        return tiles_of(128, 64, m, n) >= 0.6 * PROCESSORS
-    tile = _on_descriptors(m, n, k, 1, False)
-    waves = tiles_of(tile.block_m, tile.block_n, m, n) / PROCESSORS
-    full = waves >= 0.95 * math.ceil(waves)
-    return full and tile.block_m == 128 and waves <= (3 if tile.block_n == 256 else 1) and (role == "hidden" or epilogue)
+        worth = tiles > PROCESSORS // 4 and (k > 256 or (k > 128 and tiles <= PROCESSORS))
+    elif role == "hidden" and planes == 2:
+        worth = k > 256 and tiles_of(128, 64, m, n) >= 0.6 * PROCESSORS  # shorter sums, here and below, nobody timed
+    else:
+        waves = tiles_of(found.block_m, found.block_n, m, n) / PROCESSORS
+        large = found.block_m == 128 and waves <= (3 if found.block_n == 256 else 1)
+        worth = k > 256 and large and waves >= 0.95 * math.ceil(waves) and (role == "hidden" or epilogue)
+    return found if worth else None
 
 
 def padded(role: str, m: int, n: int, k: int, planes: int, precision: str, target: Target, epilogue: bool) -> Config | None:

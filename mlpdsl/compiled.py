@@ -13,13 +13,12 @@ from mlpdsl.autograd import repeat, run
 from mlpdsl.backends import BACKENDS, choose_backend, requested_backend
 from mlpdsl.checks import Signature, torch_dtype
 from mlpdsl.codegen.lower import lower
-from mlpdsl.dispatch import plan_of
 from mlpdsl.eager import Evaluation
 from mlpdsl.errors import ShapeError, SpecError, UnsupportedError, describe
 from mlpdsl.names import DTYPES
 from mlpdsl.shortcut import Shortcut
 from mlpdsl.spec import MLPSpec, check_spec
-from mlpdsl.target import detect
+from mlpdsl.target import TARGETS, detect
 
 __all__ = ["CompiledMLP", "compile"]
 
@@ -52,7 +51,8 @@ class CompiledMLP:
         self._signature = Signature(spec)
         self._evaluation = Evaluation(spec)
         self._kinds = tuple(spec.operands())
-        self._same_as: tuple[str, ...] = plan_of(self._json).epilogue.same_as if of is None else of._same_as
+        any_target = TARGETS[source.DEFAULT_TARGET]  # whose gradient is whose depends on none
+        self._same_as: tuple[str, ...] = lower(spec, any_target).epilogue.same_as if of is None else of._same_as
         call = (self._json, self._same_as, batch_invariant)
         self._shortcut = Shortcut(self._json, batch_invariant, partial(repeat, call))
         self._asked = asked

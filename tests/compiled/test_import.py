@@ -69,23 +69,15 @@ def test_the_ground_floor_imports_the_standard_library_alone(python: Python, cod
     assert python(heavy_after(code)) == []
 
 
-SLOWNESS = """
-from time import perf_counter
-
-def slowness():
-    'How many times as long as on a processor of 2020 that nobody else wants a piece of Python takes now; at least 1.'
-    began = perf_counter()
-    sum(i * i for i in range(100_000))
-    return max(1.0, (perf_counter() - began) / 0.0055)
-"""
+def test_registering_looks_through_no_modules(python: Python) -> None:
+    """`inspect`, which torch asks for the line that registers a fake, remembers the files of all modules once it has looked."""
+    code = "import inspect, json, torch; inspect.modulesbyfile.clear(); import mlpdsl.ops; "
+    assert python(code + "print(json.dumps(len(inspect.modulesbyfile)))") == 1
 
 
 def test_twenty_mlps_cost_less_than_50_ms_at_import(python: Python) -> None:
-    """Each time in a process that has imported torch and nothing of mlpdsl: a fork of one, as importing torch takes far longer.
-    Where neighbours slow the machine down, in as much longer."""
-    timed = (
-        SLOWNESS
-        + """
+    """Each time in a process that has imported torch and nothing of mlpdsl: a fork of one, as importing torch takes far longer."""
+    timed = """
 import json, os, sys, time, traceback
 import torch, triton, jinja2
 # An installed package has its bytecode beside it, whatever this environment says of writing any.
@@ -96,10 +88,9 @@ while len(runs) < most and (not runs or runs[-1][0] > 50):
     child = os.fork()
     if not child:
         try:
-            slow = slowness()
             start = time.perf_counter()
             import models
-            took = (time.perf_counter() - start) / slow
+            took = time.perf_counter() - start
             from mlpdsl.source import source_text
             said = [took * 1e3, len(models.MLPS), source_text.cache_info().currsize]
             os.write(writing, json.dumps(said).encode())
@@ -109,12 +100,12 @@ while len(runs) < most and (not runs or runs[-1][0] > 50):
             os._exit(0)
     os.waitpid(child, 0)
     os.close(writing)
+    time.sleep(0.1 if len(runs) > 5 else 0)  # neighbours slow a machine down for seconds
     with open(reading) as pipe:
         runs.append(json.load(pipe))
 assert "models" not in sys.modules and "mlpdsl" not in sys.modules
 print(json.dumps(runs))
 """
-    )
     ((_, count, rendered),) = python(timed, MOST="1")
     assert (count, rendered) == (20, 20)  # the cache was cold
     runs = python(timed, MOST="40")
@@ -124,19 +115,18 @@ print(json.dumps(runs))
 
 
 def test_rendering_one_kernel_takes_less_than_5_ms() -> None:
-    from time import perf_counter
+    from time import perf_counter, sleep
 
     specs = [MLPSpec(dims=(64, 128 + 8 * i, 64), activation="silu", gated=True, dtype="bfloat16") for i in range(40)]
     target = parse_target("sm_90")
-    exec(SLOWNESS, known := dict[str, Any]())
     took: list[float] = []
     for spec in specs:  # a new spec each time: what is kept between calls must not be what is measured
-        slow = known["slowness"]()
         start = perf_counter()
         source.source_text.__wrapped__(spec, target, "triton")
-        took.append((perf_counter() - start) * 1e3 / slow)
+        took.append((perf_counter() - start) * 1e3)
         if len(took) > 5 and min(took[1:]) <= 5:  # the first one loads the templates
             break
+        sleep(0.2 if len(took) > 5 else 0)  # neighbours slow a machine down for seconds
     assert min(took[1:]) <= 5, f"milliseconds: {took}"
 
 
