@@ -12,13 +12,13 @@ from mlpdsl import source
 from mlpdsl.autograd import repeat, run
 from mlpdsl.backends import BACKENDS, choose_backend, requested_backend
 from mlpdsl.checks import Signature, torch_dtype
-from mlpdsl.codegen.lower import lower
 from mlpdsl.eager import Evaluation
 from mlpdsl.errors import ShapeError, SpecError, UnsupportedError, describe
+from mlpdsl.function import Function
 from mlpdsl.names import DTYPES
 from mlpdsl.shortcut import Shortcut
 from mlpdsl.spec import MLPSpec, check_spec
-from mlpdsl.target import TARGETS, detect
+from mlpdsl.target import TARGETS, Target, detect
 
 __all__ = ["CompiledMLP", "compile"]
 
@@ -51,8 +51,7 @@ class CompiledMLP:
         self._signature = Signature(spec)
         self._evaluation = Evaluation(spec)
         self._kinds = tuple(spec.operands())
-        any_target = TARGETS[source.DEFAULT_TARGET]  # whose gradient is whose depends on none
-        self._same_as: tuple[str, ...] = lower(spec, any_target).epilogue.same_as if of is None else of._same_as
+        self._same_as: tuple[str, ...] = same_as(spec) if of is None else of._same_as
         call = (self._json, self._same_as, batch_invariant)
         self._shortcut = Shortcut(self._json, batch_invariant, partial(repeat, call))
         self._asked = asked
@@ -147,9 +146,27 @@ def compile(spec: MLPSpec, *, save: str = "preact", batch_invariant: bool = Fals
     if chosen != "eager":
         target = detect()
         # Where the target cannot do it, a backend asked for by hand says so here; else the first call logs it and runs eager.
-        if target is not None and (chosen == "triton" or not BACKENDS["triton"].supports(lower(spec, target), target)):
-            source.ensure(spec, target, "triton")
+        if target is not None and not source.present(spec, target, "triton") and (chosen == "triton" or _supported(spec, target)):
+            source.publish(spec, target, "triton")
     return CompiledMLP(spec, chosen, backend, batch_invariant)
+
+
+def _supported(spec: MLPSpec, target: Target) -> bool:
+    from mlpdsl.codegen.lower import lower
+
+    return not BACKENDS["triton"].supports(lower(spec, target), target)
+
+
+def same_as(spec: MLPSpec) -> tuple[str, ...]:
+    """The plan's `epilogue.same_as`: for each operand, whose gradient is its own. Specs of words are mostly answered without a
+    plan, as what makes plans takes a third of the time that importing takes."""
+    if not any(isinstance(entry, Function) for entry in (spec.activation, *spec.epilogue)):
+        names = tuple(spec.operands())
+        if "residual" not in names or spec.epilogue[-1] == "residual":  # what is added last has the gradient of y
+            return tuple("grad" if name == "residual" else "" for name in names)
+    from mlpdsl.codegen.lower import lower  # which refuses a function that has neither a formula nor text for Triton
+
+    return lower(spec, TARGETS[source.DEFAULT_TARGET]).epilogue.same_as  # it depends on no target
 
 
 def _check_options(save: object, batch_invariant: object, backend: str | None) -> None:

@@ -22,13 +22,17 @@ from mlpdsl.library import fits_batch, product, product_of_two
 from mlpdsl.tape import recorder
 
 __all__ = [
-    "DIRECT", "POINTWISE", "Launch", "blocks", "describe", "describe_pair", "describe_planes", "descriptor", "distance", "empty",
-    "empty_like", "empty_padded", "empty_pair", "fits_batch", "fits_pair", "fits_tma", "following", "overlaps", "period", "product",
-    "product_of_two", "programs", "run", "second_first", "tiles",
+    "DIRECT", "POINTWISE", "SUM_COLUMNS", "Launch", "blocks", "describe", "describe_pair", "describe_planes", "descriptor",
+    "distance", "empty", "empty_like", "empty_padded", "empty_pair", "fits_batch", "fits_pair", "fits_tma", "following", "overlaps",
+    "period", "product", "product_of_two", "programs", "run", "second_first", "tiles",
 ]  # fmt: skip
 
 POINTWISE: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}
 """Launch options of the kernels without a product."""
+
+SUM_COLUMNS = 512 if interpreting() else 64
+"""Columns that one program of `sum_rows` adds up. The interpreter has one program after another, and most of its time is each
+program's own, however wide; the sums are the same."""
 
 
 @dataclass(frozen=True)

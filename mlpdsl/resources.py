@@ -188,7 +188,11 @@ def _config(plan: Plan, role: str, path: str, linear: Linear, m: int, copies: bo
 def _compile(
     module: Any, plan: Plan, kernel: Kernel, stage: int, linear: Linear, m: int, config: Config | None = None
 ) -> Resources:
+    from mlpdsl.launch import POINTWISE, SUM_COLUMNS, Launch  # needs torch, as the module does
+
     values = {a.name: int(a.passed) for a in kernel.args if a.kind == "constexpr" and a.passed.isdigit()}
+    if kernel.role == "sum_rows":
+        values["BLOCK_N"] = SUM_COLUMNS
     size = granule(plan.dtype)
     if config is None:
         overlaps = plan.target.kind == "cuda" and int(plan.target.arch) >= 90
@@ -208,8 +212,6 @@ def _compile(
         values |= {a.name: _stride_of(a, widths, linear.width_out, m) for a in kernel.args if a.kind == "stride"}
     else:
         values |= {a.name: _stride(a, kernel.role, linear, m) for a in kernel.args if a.kind == "stride"}
-    from mlpdsl.launch import POINTWISE, Launch  # needs torch, as the module does
-
     options = Launch.of(config).options if config else POINTWISE
     compiled, log = _triton_compile(getattr(module, kernel.name), kernel, values, options, plan)
     text = compiled.asm["amdgcn" if plan.target.kind == "hip" else "ptx"]

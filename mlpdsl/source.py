@@ -82,10 +82,9 @@ def publish(spec: MLPSpec, target: Target, backend: str) -> tuple[str, str, Path
     return key, text, CACHE.publish(entry_name(spec, target), key, text, manifest)
 
 
-def ensure(spec: MLPSpec, target: Target, backend: str) -> None:
-    """Make sure the file is there. With a warm cache this computes a key and looks, and renders nothing."""
-    if not CACHE.present(entry_name(spec, target), source_key(spec, target, backend)):
-        publish(spec, target, backend)
+def present(spec: MLPSpec, target: Target, backend: str) -> bool:
+    """Whether the file is there. Computes a key and looks: renders nothing, and makes no plan."""
+    return CACHE.present(entry_name(spec, target), source_key(spec, target, backend))
 
 
 def target_for(backend: str, target: str | Target | None = None) -> Target:

@@ -362,5 +362,5 @@ _SUM_ROWS_ARGS = (
     Arg("count", "rows.shape[0]", "rows"),
     Arg("length", "out.numel()", "rows"),
     Arg("BLOCK_R", "16", "constexpr"),
-    Arg("BLOCK_N", "64", "constexpr"),
+    Arg("BLOCK_N", "launch.SUM_COLUMNS", "constexpr"),
 )

@@ -75,6 +75,13 @@ def test_registering_looks_through_no_modules(python: Python) -> None:
     assert python(code + "print(json.dumps(len(inspect.modulesbyfile)))") == 1
 
 
+def test_what_is_in_the_cache_needs_no_plan(python: Python) -> None:
+    """Of specs of words: with what makes a plan, which takes as long to import as the rest, importing costs half as much again."""
+    loaded = "import models, json, sys; print(json.dumps([name for name in sys.modules if name.startswith('mlpdsl.codegen.plan')]))"
+    assert python(loaded) == ["mlpdsl.codegen.plan"]
+    assert python(loaded) == []
+
+
 def test_twenty_mlps_cost_less_than_50_ms_at_import(python: Python) -> None:
     """Each time in a process that has imported torch and nothing of mlpdsl: a fork of one, as importing torch takes far longer."""
     timed = """

@@ -1,17 +1,10 @@
-"""A quicker interpreter, and fixtures of the tests of recorded calls."""
+"""Fixtures of the tests of recorded calls."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from tests import support
-
-if support.INTERPRETING:
-    from tests.interpreted import quick
-
-    quick.install()
 
 if TYPE_CHECKING:
     from mlpdsl.tape import Tape

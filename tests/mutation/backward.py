@@ -106,7 +106,7 @@ BIAS_GRADS = [
     mutant("partial sums from the 17th on left out", "gated", "sum_rows",
            ("range(0, count, BLOCK_R)", "range(0, 1, BLOCK_R)")),
     mutant("partial sums of the first columns only", "gated plain", "launch_sum_rows",
-           ("out.numel(), 64),)", "out.numel(), 128),)")),
+           ("out.numel(), launch.SUM_COLUMNS),)", "out.numel(), 2 * launch.SUM_COLUMNS),)")),
 ]  # fmt: skip
 
 MUTANTS = [*DERIVATIVES, *HIDDEN, *INPUT_GRADS, *WEIGHT_GRADS, *BIAS_GRADS]

@@ -1,4 +1,4 @@
-"""The quicker interpreter of these tests is the one that users get: same bits, same types, same refusals."""
+"""The interpreter made quicker is the one it was: same bits, same types, same refusals."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ import triton.language as tl
 from triton.runtime import interpreter as triton_interpreter
 
 import mlpdsl
-from mlpdsl import MLPSpec
+from mlpdsl import MLPSpec, interpreter, interpreter_speed
 from mlpdsl.testing.calls import bits, make_call
-from tests.interpreted import quick
 
+interpreter.install()
 core: Any = tl.core
 
 SPECS = [
@@ -46,10 +46,11 @@ def said(specs: list[MLPSpec]) -> str:
     return known.hexdigest()
 
 
-def test_bits_are_those_of_the_interpreter_that_users_get() -> None:
-    """In a process of its own, where this folder's conftest has changed nothing."""
+def test_bits_are_those_of_a_front_end_that_is_as_it_was() -> None:
+    """Which a process of its own has."""
     code = (
-        "import sys; from tests.interpreted import test_quick as here; from triton.runtime import interpreter;"
+        "from mlpdsl import interpreter_speed; interpreter_speed.front_end = lambda: None;"
+        " from tests.interpreted import test_interpreter_speed as here; from triton.runtime import interpreter;"
         " assert interpreter.interpreter_builder.options.sanitize_overflow; print(here.said(here.SPECS))"
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -61,8 +62,8 @@ def test_bits_are_those_of_the_interpreter_that_users_get() -> None:
 def test_overflow_is_computed_only_for_an_assertion_that_is_on() -> None:
     plain = triton_interpreter.InterpreterOptions()
     assert plain.sanitize_overflow and not plain.debug, "what is said to be never read"
-    assert not quick.without_unread_checks(plain).sanitize_overflow
-    assert quick.without_unread_checks(replace(plain, debug=True)).sanitize_overflow
+    assert not interpreter_speed.without_unread_checks(plain).sanitize_overflow
+    assert interpreter_speed.without_unread_checks(replace(plain, debug=True)).sanitize_overflow
 
 
 ELEMENTS = [tl.int1, tl.int32, tl.int64, tl.float16, tl.bfloat16, tl.float32, tl.float64, tl.float8e5, tl.pointer_type(tl.bfloat16)]
@@ -133,7 +134,7 @@ def test_shapes_that_differ_are_broadcast_or_refused() -> None:
 
 def test_what_replaces_a_builtin_function_during_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every function that triton itself would find, also after somebody has put another one there; and all come back."""
-    patch = quick.patching()
+    patch = interpreter_speed.patching()
 
     def during() -> dict[str, Any]:
         scope = triton_interpreter._LangPatchScope()
@@ -150,6 +151,61 @@ def test_what_replaces_a_builtin_function_during_a_launch(monkeypatch: pytest.Mo
     assert during()["exp"](3) == (3, triton_interpreter.interpreter_semantic)
     monkeypatch.setattr(tl, "one_more", tl.exp, raising=False)
     assert set(during()) == builtin | {"one_more"}
+
+
+def test_every_change_of_the_front_end_was_made() -> None:
+    """With the Tritons that this project supports; a later one may declare things otherwise, and loses time alone."""
+    module, semantic = triton_interpreter, type(triton_interpreter.interpreter_semantic)
+    changed = [
+        core._unwrap_if_constexpr, core.dtype.__eq__, core.block_type.__init__, core.tensor.__init__, module._get_np_dtype,
+        module._patch_builtin, module.InterpreterBuilder.create_splat, semantic.broadcast_impl_value,
+        semantic.binary_op_type_checking_impl,
+    ]  # fmt: skip
+    assert {each.__module__ for each in changed} == {"mlpdsl.interpreter_speed"}
+
+
+def test_what_is_declared_otherwise_is_left() -> None:
+    def later(self: Any, handle: Any, type: Any, layout: Any) -> None: ...
+
+    place = SimpleNamespace(init=later, number=3)
+    for name in ("init", "number", "gone"):
+        interpreter_speed._change(place, name, interpreter_speed.alike_tensors, "self", "handle", "type")
+    assert vars(place) == {"init": later, "number": 3}
+
+
+TYPES = [tl.int1, tl.int8, tl.uint8, tl.int32, tl.uint32, tl.int64, tl.float16, tl.bfloat16, tl.float32, tl.float64]
+
+
+@pytest.mark.parametrize("dividing", [False, True])
+def test_types_are_promoted_as_they_were(dividing: bool) -> None:
+    """Of two tensors, and of a tensor and a number."""
+    semantic = triton_interpreter.interpreter_semantic
+    check = semantic.binary_op_type_checking_impl
+    original = inspect.getclosurevars(type(semantic).binary_op_type_checking_impl).nonlocals["original"].__get__(semantic)
+
+    def said(promote: Any, *operands: Any) -> Any:
+        try:
+            found = promote(*operands, False, False, True, dividing)
+        except (TypeError, ValueError) as error:
+            return str(error)
+        return [(str(each.type), each.handle.data.tolist()) for each in found]
+
+    def tensor(kind: Any, *shape: int) -> Any:
+        handle = triton_interpreter.TensorHandle(np.ones(shape, triton_interpreter._get_np_dtype(kind)), kind)
+        return tl.tensor(handle, core.block_type(kind, list(shape)) if shape else kind)
+
+    seen = set()
+    with_lang = triton_interpreter._LangPatchScope()
+    triton_interpreter._patch_lang_core(tl, with_lang)
+    try:
+        for left in TYPES:
+            for right in [*(tensor(kind, *shape) for kind in TYPES for shape in ((2, 4), (1, 4), ())), 3, -1, 2.5]:
+                operands = tensor(left, 2, 4), right
+                assert said(check, *operands) == said(original, *operands)
+                seen.add(type(said(check, *operands)))
+    finally:
+        with_lang.restore()
+    assert seen == {str, list}
 
 
 def test_a_splat_is_of_its_shape_and_type() -> None:
