@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 import sys
 import time
@@ -39,6 +40,8 @@ def bench(
     plot: Path | None = None,
     markdown: bool = False,
     report: Path | None = None,
+    rows_of: tuple[Path, ...] = (),
+    below: float | None = None,
     list_suites: bool = False,
 ) -> int:
     """Time MLPs on this GPU, beside eager PyTorch, torch.compile and Liger.
@@ -64,9 +67,17 @@ def bench(
             raise click.UsageError("--report shows a file as it is: leave out SPEC, or leave out --report.")
         _show(Results.load(report).data, plot, markdown)
         return 0
-    if not specs:
+    if not specs and not rows_of:
         raise click.UsageError("Missing argument '[SPEC|SUITE[/MLP]]...': name what to time; --list shows the suites.")
-    rows = read_rows(specs, m, passes)
+    if rows_of and not specs and (m or passes):
+        raise click.UsageError("--rows-of has rows and passes of its own: leave out --m and --passes, or name a SPEC.")
+    if below is not None and not rows_of:
+        raise click.UsageError("--below chooses among the rows of files: name one with --rows-of.")
+    again = rows_again(rows_of, below)
+    rows = again + [row for row in read_rows(specs, m, passes) if row.key not in {each.key for each in again}]
+    if not rows:
+        _say(f"nothing to time: no row of {listed(map(str, rows_of))} is below {below}")
+        return 0
     chosen = tuple(name for name in peers or PEERS if not (no_compile and name in ("compile", "max-autotune")))
     settings = Settings(chosen, launch or LAUNCHES, regime or REGIMES, seed)
     if plot is not None:
@@ -132,6 +143,31 @@ def read_rows(texts: Sequence[str], ms: Sequence[int], passes: Sequence[str]) ->
                 raise SpecError(f"{error} {did_you_mean(text, SUITES) or f'Suites are {listed(SUITES)}.'}") from error
             given += [Entry(name, spec, DEFAULT_ROWS) for name, spec in found.items()]
     return rows(given, ms, passes or ("forward",))
+
+
+def rows_again(files: Sequence[Path], below: float | None = None) -> list[Row]:
+    """The rows of files of results, each once; with `below`, those of which some ratio is less, the least first. Raises
+    `ResultError` for a file that is none, `SpecError` for a spec in it that this version refuses."""
+    from mlpdsl.bench.results import ResultError, Results
+    from mlpdsl.bench.suites import PASSES, Row
+    from mlpdsl.spec import MLPSpec, check_rows
+
+    found: dict[str, tuple[float, Row]] = {}
+    for file in files:
+        for row in Results.load(file).data["rows"]:
+            try:
+                text = json.dumps(row["spec"])
+                name, m, passes = str(row["name"]), check_rows(row["m"]), PASSES[PASSES.index(row["passes"])]
+                ratios = [float(part["ratio"]) for part in row.get("measured", ()) if part["ratio"] is not None]
+                least = min(ratios, default=float("inf"))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ResultError(f"{file} has a row that cannot be read ({type(error).__name__}: {error})") from error
+            if below is None or least < below:
+                again = Row(name, MLPSpec.from_json(text), m, passes)
+                least = min(least, found[again.key][0]) if again.key in found else least
+                found[again.key] = least, again
+    kept = found.values() if below is None else sorted(found.values(), key=lambda pair: pair[0])
+    return [row for _, row in kept]
 
 
 def _suites() -> str:
@@ -283,6 +319,12 @@ def command() -> click.Command:
         click.Option(["--plot"], type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write PNGs there."),
         click.Option(["--markdown"], is_flag=True, help="Print the table in Markdown."),
         click.Option(["--report"], type=file, metavar="FILE", help="Only show what a file of results holds; needs no GPU."),
+        click.Option(
+            ["--rows-of"], type=file, multiple=True, metavar="FILE", help="Time the rows of a file of results again, too."
+        ),
+        click.Option(
+            ["--below"], type=positive, metavar="RATIO", help="Of --rows-of only those that have a ratio below, least first."
+        ),
         click.Option(["--list", "list_suites"], is_flag=True, help="Only list the suites, their MLPs and numbers of rows."),
     ]
     forms = "SPEC is JSON text, the path of a .json file, module:attribute, or a module, for every spec at its top level."

@@ -164,6 +164,39 @@ def test_one_mlp_of_a_suite(run: Bench) -> None:
         read_rows(["llm/nowhere.json"], (1,), ())
 
 
+def test_rows_of_earlier_results(run: Bench) -> None:
+    """All, or those below a ratio, the least first; each once; what is wrong with a file is said before anything is timed."""
+    before, after = "before.json", ("--out", "after.json")
+    assert run(SPEC.to_json(), "--m", "3,4", "--passes", "forward,train", "--out", before)[0] == 0
+
+    def timed() -> list[tuple[int, str]]:
+        return [(row["m"], row["passes"]) for row in json.loads(Path("after.json").read_text())["rows"]]
+
+    assert run("--rows-of", before, "--rows-of", before, *after)[0] == 0
+    assert sorted(timed()) == [(3, "forward"), (3, "train"), (4, "forward"), (4, "train")]
+    Path("after.json").unlink()
+    assert run("--rows-of", before, "--below", "1", *after)[0] == 0  # the fake is slower but at 4 rows
+    assert sorted(timed()) == [(3, "forward"), (3, "train")]
+    Path("after.json").unlink()
+    status, out, err = run("--rows-of", before, "--below", "0.1", *after)
+    assert (status, out) == (0, "") and "nothing to time" in err and before in err and not Path("after.json").exists()
+    assert run(SPEC.to_json(), "--m", "4,5", "--rows-of", before, "--below", "1", *after)[0] == 0
+    assert sorted(timed()) == [(3, "forward"), (3, "train"), (4, "forward"), (5, "forward")]
+
+    data = json.loads(Path(before).read_text())
+    for at, (row, ratio) in enumerate(zip(data["rows"], (0.9, 0.7, 0.8, None), strict=True)):
+        row["measured"] = [{"ratio": ratio}, {"ratio": None}, {"ratio": 0.95 + at}]
+    Path(before).write_text(json.dumps(data))
+    found = cli_bench.rows_again([Path(before)], 0.99)
+    assert [row.key for row in found] == [data["rows"][at]["key"] for at in (1, 2, 0)]
+    for wrong in ({"m": -1}, {"m": None}, {"passes": "back"}, {"measured": 3}, {"measured": [{"ratio": "fast"}]}):
+        Path(before).write_text(json.dumps({**data, "rows": [data["rows"][0] | wrong]}))
+        status, out, err = run("--rows-of", before, "--out", "wrong.json")
+        assert (status, out) == (2, "") and f"mlpdsl: {before} has a row that cannot be read" in err, wrong
+    Path(before).write_text(json.dumps({**data, "rows": [data["rows"][0] | {"spec": {"dims": [8]}}]}))
+    assert run("--rows-of", before, "--out", "wrong.json")[0] == 2 and not Path("wrong.json").exists()
+
+
 def test_help(run: Bench) -> None:
     status, out, _ = run("--help")
     words = " ".join(out.split())
@@ -181,6 +214,8 @@ def test_help(run: Bench) -> None:
         "--resume",
         "--plot",
         "--list",
+        "--rows-of",
+        "--below",
     ):
         assert f"{option} " in words
 
@@ -305,6 +340,9 @@ def test_mistakes(run: Bench, tmp_path: Path) -> None:
         (("seeds", "--launch", "graphs"), "--launch"),
         (("seeds", "--seconds", "0"), "--seconds"),
         (("seeds", "--report", "x.json"), "--report shows a file as it is"),
+        (("--rows-of", "x.json", "--m", "3"), "--rows-of has rows and passes of its own"),
+        (("seeds", "--below", "1"), "name one with --rows-of"),
+        (("--rows-of", "x.json", "--below", "0"), "--below"),
     ):
         status, out, err = run(*arguments)
         assert (status, out) == (2, "") and "Usage: mlpdsl bench" in err and said in err, arguments
@@ -313,6 +351,7 @@ def test_mistakes(run: Bench, tmp_path: Path) -> None:
         (("seed",), "Did you mean 'seeds'?"),
         (("xyz",), "Suites are 'seeds', 'llm', 'vision', 'small', 'odd', 'float32'."),
         (("--report", "none.json"), "none.json cannot be read"),
+        (("--rows-of", "none.json"), "none.json cannot be read"),
     ):
         status, out, err = run(*arguments)
         assert (status, out) == (2, "") and said in err and err.startswith("mlpdsl: "), arguments
@@ -326,7 +365,7 @@ def test_the_page() -> None:
     """Its commands parse, its suites and candidates are all there are, its keys are those of a file, its Python compiles."""
     page = (ROOT / "docs" / "benchmarking.md").read_text(encoding="utf-8")
     commands = re.findall(r"^    mlpdsl (bench .*?)(?: +#.*)?$", page, re.M)
-    assert len(commands) == 6
+    assert len(commands) == 7
     for text in commands:
         cli_bench.command().make_context("bench", shlex.split(text)[1:])
     assert re.findall(r"^\| `(\w+)` \|", page.split("| suite |")[1].split("\n\n")[0], re.M) == list(bench.SUITES)
