@@ -200,10 +200,10 @@ def broadcasting(original: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any
 
 def same_type(original: Callable[..., Any]) -> Callable[..., Any]:
     """`binary_op_type_checking_impl`, where two tensors have one type that no operation promotes."""
-    plain = {tl.float32, tl.int32, tl.int64}
+    plain = {tl.float32.name, tl.int32.name, tl.int64.name}
 
     def check(self: Any, lhs: Any, rhs: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(lhs, core.tensor) and isinstance(rhs, core.tensor) and lhs.dtype is rhs.dtype and lhs.dtype in plain:
+        if isinstance(lhs, core.tensor) and isinstance(rhs, core.tensor) and lhs.dtype is rhs.dtype and lhs.dtype.name in plain:
             return self.broadcast_impl_value(lhs, rhs)
         return original(self, lhs, rhs, *args, **kwargs)
 

@@ -194,6 +194,11 @@ def test_types_are_promoted_as_they_were(dividing: bool) -> None:
         handle = triton_interpreter.TensorHandle(np.ones(shape, triton_interpreter._get_np_dtype(kind)), kind)
         return tl.tensor(handle, core.block_type(kind, list(shape)) if shape else kind)
 
+    address = tl.tensor(
+        triton_interpreter.TensorHandle(np.array([64], np.uint64), tl.pointer_type(tl.float32)), tl.pointer_type(tl.float32)
+    )
+    for promote in (check, original):
+        assert promote(address, address, True, True) == (address, address)
     seen = set()
     with_lang = triton_interpreter._LangPatchScope()
     triton_interpreter._patch_lang_core(tl, with_lang)
