@@ -84,7 +84,7 @@ def test_on_copies(fields: dict, strategy: str, launched: set[str]) -> None:
         dict(dims=(1021, 749, 1021), activation="silu", gated=True, bias=True),
         dict(dims=(1021, 749, 1021), activation="gelu", bias=True, epilogue=("gelu", "residual")),
         dict(dims=(1024, 2816, 2048), activation="silu", gated=True),
-        dict(dims=(1024, 4100, 1024), activation="gelu", bias=True, epilogue=("residual",)),
+        dict(dims=(784, 512, 784), activation="gelu", bias=True, epilogue=("residual",)),
     ],
     ids=lambda f: MLPSpec(**f).short_name,
 )
@@ -93,10 +93,10 @@ def test_on_descriptors_in_tf32(fields: dict, strategy: str, launched: set[str])
     spec = MLPSpec(**fields, precision="tf32")
     with dispatch.forcing(strategy):
         for seed, (rows, pattern, pair) in enumerate(
-            [(1500, "repeat", "apart"), (1500, "captured", "up_first"), (300, "repeat", "up_first"), (65, "once", "apart")]
+            [(1500, "repeat", "apart"), (4096, "captured", "up_first"), (300, "repeat", "up_first"), (65, "once", "apart")]
         ):
             check_call(make_call(spec, (rows,), seed, pattern=pattern, pair=pair, device="cuda"))
-    if strategy:
-        assert {"hidden_tma", "output_tma"} <= launched and not {"hidden_masked", "output_masked"} & launched
-    assert "hidden_tma" in launched or not (spec.gated or spec.dims[0] % 4)
+    last_by_cublas = not strategy and spec.gated and spec.dims[0] % 4 == 0
+    assert {"hidden_tma", "output_tma"} - ({"output_tma"} if last_by_cublas else set()) <= launched
+    assert not strategy or not {"hidden_masked", "output_masked"} & launched
     assert ("copy_rows" in launched) == any(width % 4 for width in spec.dims)
