@@ -63,8 +63,8 @@ def bench(
         click.echo(_suites(), nl=False)
         return 0
     if report is not None:
-        if specs:
-            raise click.UsageError("--report shows a file as it is: leave out SPEC, or leave out --report.")
+        if specs or rows_of:
+            raise click.UsageError("--report shows a file as it is: leave out SPEC and --rows-of, or leave out --report.")
         _show(Results.load(report).data, plot, markdown)
         return 0
     if not specs and not rows_of:
@@ -76,7 +76,7 @@ def bench(
     again = rows_again(rows_of, below)
     rows = again + [row for row in read_rows(specs, m, passes) if row.key not in {each.key for each in again}]
     if not rows:
-        _say(f"nothing to time: no row of {listed(map(str, rows_of))} is below {below}")
+        _say(f"nothing to time: {listed(map(str, rows_of))} has no row{'' if below is None else f' below {below}'}")
         return 0
     chosen = tuple(name for name in peers or PEERS if not (no_compile and name in ("compile", "max-autotune")))
     settings = Settings(chosen, launch or LAUNCHES, regime or REGIMES, seed)

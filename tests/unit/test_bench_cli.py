@@ -193,6 +193,9 @@ def test_rows_of_earlier_results(run: Bench) -> None:
         Path(before).write_text(json.dumps({**data, "rows": [data["rows"][0] | wrong]}))
         status, out, err = run("--rows-of", before, "--out", "wrong.json")
         assert (status, out) == (2, "") and f"mlpdsl: {before} has a row that cannot be read" in err, wrong
+    Path(before).write_text(json.dumps({**data, "rows": []}))
+    status, out, err = run("--rows-of", before, "--out", "wrong.json")
+    assert (status, out, err) == (0, "", f"mlpdsl: nothing to time: '{before}' has no row\n")
     Path(before).write_text(json.dumps({**data, "rows": [data["rows"][0] | {"spec": {"dims": [8]}}]}))
     assert run("--rows-of", before, "--out", "wrong.json")[0] == 2 and not Path("wrong.json").exists()
 
@@ -341,6 +344,7 @@ def test_mistakes(run: Bench, tmp_path: Path) -> None:
         (("seeds", "--seconds", "0"), "--seconds"),
         (("seeds", "--report", "x.json"), "--report shows a file as it is"),
         (("--rows-of", "x.json", "--m", "3"), "--rows-of has rows and passes of its own"),
+        (("--rows-of", "x.json", "--report", "x.json"), "--report shows a file as it is"),
         (("seeds", "--below", "1"), "name one with --rows-of"),
         (("--rows-of", "x.json", "--below", "0"), "--below"),
     ):
