@@ -62,6 +62,10 @@ def bench(
     if list_suites:
         click.echo(_suites(), nl=False)
         return 0
+    if below is not None and not rows_of:
+        raise click.UsageError("--below chooses among the rows of files: name one with --rows-of.")
+    if below is not None and below != below:
+        raise click.UsageError("--below is a number.")
     if report is not None:
         if specs or rows_of:
             raise click.UsageError("--report shows a file as it is: leave out SPEC and --rows-of, or leave out --report.")
@@ -71,10 +75,11 @@ def bench(
         raise click.UsageError("Missing argument '[SPEC|SUITE[/MLP]]...': name what to time; --list shows the suites.")
     if rows_of and not specs and (m or passes):
         raise click.UsageError("--rows-of has rows and passes of its own: leave out --m and --passes, or name a SPEC.")
-    if below is not None and not rows_of:
-        raise click.UsageError("--below chooses among the rows of files: name one with --rows-of.")
+    if out.resolve() in {file.resolve() for file in rows_of}:
+        raise click.UsageError(f"{out} has those rows already: name another file for the new results with --out.")
     again = rows_again(rows_of, below)
-    rows = again + [row for row in read_rows(specs, m, passes) if row.key not in {each.key for each in again}]
+    known = {row.key for row in again}
+    rows = again + [row for row in read_rows(specs, m, passes) if row.key not in known]
     if not rows:
         _say(f"nothing to time: {listed(map(str, rows_of))} has no row{'' if below is None else f' below {below}'}")
         return 0
@@ -146,28 +151,42 @@ def read_rows(texts: Sequence[str], ms: Sequence[int], passes: Sequence[str]) ->
 
 
 def rows_again(files: Sequence[Path], below: float | None = None) -> list[Row]:
-    """The rows of files of results, each once; with `below`, those of which some ratio is less, the least first. Raises
-    `ResultError` for a file that is none, `SpecError` for a spec in it that this version refuses."""
+    """The rows of files of results, each once; with `below`, those on which mlpdsl failed or that have a ratio less than it, the
+    worst first. Raises `ResultError` for what is no file of results, and for a row that cannot be read."""
     from mlpdsl.bench.results import ResultError, Results
-    from mlpdsl.bench.suites import PASSES, Row
-    from mlpdsl.spec import MLPSpec, check_rows
 
     found: dict[str, tuple[float, Row]] = {}
     for file in files:
-        for row in Results.load(file).data["rows"]:
+        for at, data in enumerate(Results.load(file).data["rows"], 1):
             try:
-                text = json.dumps(row["spec"])
-                name, m, passes = str(row["name"]), check_rows(row["m"]), PASSES[PASSES.index(row["passes"])]
-                ratios = [float(part["ratio"]) for part in row.get("measured", ()) if part["ratio"] is not None]
-                least = min(ratios, default=float("inf"))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ResultError(f"{file} has a row that cannot be read ({type(error).__name__}: {error})") from error
+                row, least = _read_again(data)
+            except (LookupError, TypeError, AttributeError, ValueError, UnsupportedError) as error:
+                raise ResultError(f"{file}, row {at}, cannot be timed again: {error}") from error
             if below is None or least < below:
-                again = Row(name, MLPSpec.from_json(text), m, passes)
-                least = min(least, found[again.key][0]) if again.key in found else least
-                found[again.key] = least, again
+                found[row.key] = min(least, found.get(row.key, (least, row))[0]), row
     kept = found.values() if below is None else sorted(found.values(), key=lambda pair: pair[0])
     return [row for _, row in kept]
+
+
+def _read_again(data: dict[str, Any]) -> tuple[Row, float]:
+    """A row of a file of results, and the least of its ratios: 0 where mlpdsl failed, infinity where there is none."""
+    from mlpdsl.bench.results import failed
+    from mlpdsl.bench.suites import PASSES, Row
+    from mlpdsl.spec import MLPSpec
+
+    missing = [name for name in ("name", "spec", "m", "passes", "candidates", "measured") if name not in data]
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    name, m, passes = data["name"], data["m"], data["passes"]
+    if type(name) is not str or type(m) is not int or m < 1 or passes not in PASSES:
+        raise ValueError(
+            f"got name {name!r}, m {m!r}, passes {passes!r}; allowed: text, an integer from 1, one of {listed(PASSES)}"
+        )
+    ratios = [part["ratio"] for part in data["measured"] if part.get("ratio") is not None]
+    if any(type(ratio) not in (int, float) or not 0 < ratio < float("inf") for ratio in ratios):
+        raise ValueError(f"got ratios {ratios}; allowed: numbers above 0")
+    row = Row(name, MLPSpec.from_json(json.dumps(data["spec"])), m, passes)
+    return row, 0.0 if failed(data) else min(ratios, default=float("inf"))
 
 
 def _suites() -> str:
@@ -323,7 +342,10 @@ def command() -> click.Command:
             ["--rows-of"], type=file, multiple=True, metavar="FILE", help="Time the rows of a file of results again, too."
         ),
         click.Option(
-            ["--below"], type=positive, metavar="RATIO", help="Of --rows-of only those that have a ratio below, least first."
+            ["--below"],
+            type=positive,
+            metavar="RATIO",
+            help="Of --rows-of only those that failed, or have a ratio below, worst first.",
         ),
         click.Option(["--list", "list_suites"], is_flag=True, help="Only list the suites, their MLPs and numbers of rows."),
     ]

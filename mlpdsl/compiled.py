@@ -127,7 +127,7 @@ def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def compile(spec: MLPSpec, *, save: str = "preact", batch_invariant: bool = False, backend: str | None = None) -> CompiledMLP:
-    """Lower `spec` and return a callable for it. Safe at import: no GPU is touched, nothing is compiled or tuned.
+    """Return a callable for `spec`. Safe at import: no GPU is touched, nothing is compiled or tuned.
 
     Writes the generated source into the cache if it is not there yet and the architecture is known without a GPU context;
     else the first call does. `save` says what forward keeps for backward ("preact": the preactivations); `backend` is "triton",

@@ -10,17 +10,18 @@ At every step of a program, in a front end that was written for compiling:
 * Operands of one type need no promotion, those of one shape no broadcasting, and a type is equal to itself.
 * Built-in functions are found once, and called without their wrappers.
 
-What a later Triton declares otherwise is left as it is. tests/interpreted/test_interpreter_speed.py holds each against what it
-stands for.
+All of it is the process's: it goes for its other kernels too. Launches take turns, because Triton patches its language and keeps
+its place in the grid in globals. A function to which a later Triton gives other parameters is left as it is.
+tests/interpreted/test_interpreter_speed.py holds each change against what it stands for.
 """
 
 from __future__ import annotations
 
 import inspect
 import linecache
+import os
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
@@ -103,18 +104,36 @@ def _rewritten_once(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return rewrite_ast
 
 
+_turn = threading.RLock()
+
+
+def _new_turn() -> None:
+    global _turn
+    _turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has none of the other threads, which may hold it
+    os.register_at_fork(after_in_child=_new_turn)
+
+
 def _with_room(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`InterpretedFunction.run`, a whole launch, with room for its frames."""
+    """`InterpretedFunction.run`, a whole launch, one at a time and with room for its frames."""
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return with_room(original, self, *args, **kwargs)
+        with _turn:
+            return with_room(original, self, *args, **kwargs)
 
     return run
 
 
-def without_unread_checks(options: Any) -> Any:
-    """The interpreter's options, where overflow is looked for only if an assertion would say so."""
-    return replace(options, sanitize_overflow=options.sanitize_overflow and options.debug)
+def without_unread_checks(original: Callable[..., None]) -> Callable[..., None]:
+    """`binary_op_sanitize_overflow_impl`, where an assertion would say what it finds."""
+
+    def check(self: Any, lhs: Any, rhs: Any, binary_op: Any) -> None:
+        if self.builder.options.debug:
+            original(self, lhs, rhs, binary_op)
+
+    return check
 
 
 def unwrapping(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -153,14 +172,22 @@ def numpy_type(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return of
 
 
+def _plain(sizes: tuple[Any, ...]) -> bool:
+    """Whether all are int and nothing that is only equal to one, as True is to 1."""
+    return all([size.__class__ is int for size in sizes])
+
+
 def alike_blocks(original: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any, Any], None]:
     """`block_type.__init__`: what follows from shape and element is kept."""
     known: dict[tuple[Any, ...], dict[str, Any]] = {}
 
     def init(self: Any, element_ty: Any, shape: Any) -> None:
         sizes = tuple([each.value if isinstance(each, core.constexpr) else each for each in shape])
+        if not _plain(sizes):
+            original(self, element_ty, shape)
+            return
         key = (element_ty.name, type(shape), sizes)
-        if all(type(size) is int for size in sizes) and key in known:
+        if key in known:
             self.__dict__.update(known[key])
             self.element_ty = element_ty
             return
@@ -172,16 +199,17 @@ def alike_blocks(original: Callable[[Any, Any, Any], None]) -> Callable[[Any, An
 
 def alike_tensors(original: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any, Any], None]:
     """`tensor.__init__`: shape and size as constexpr are kept."""
-    known: dict[tuple[int, ...], tuple[Any, Any]] = {}
+    known: dict[tuple[int, ...], dict[str, Any]] = {}
 
     def init(self: Any, handle: Any, type: Any) -> None:
         sizes = tuple(type.shape) if type.is_block() else ()
-        if sizes in known:
+        if sizes in known and _plain(sizes):
+            self.__dict__.update(known[sizes])
             self.handle, self.type, self.dtype = handle, type, type.scalar
-            self.numel, self.shape = known[sizes]
             return
         original(self, handle, type)
-        known[sizes] = self.numel, self.shape
+        if _plain(sizes):
+            known[sizes] = {name: value for name, value in vars(self).items() if name not in ("handle", "type", "dtype")}
 
     return init
 
@@ -234,17 +262,16 @@ def _called(member: Any) -> Callable[..., Any]:
     return call
 
 
-def patching(_: Any = None) -> Callable[[Any, Any, Any], None]:
+def patching() -> Callable[[Any, Any, Any], None]:
     """`_patch_builtin`, which looks through triton.language for its built-in functions at every launch."""
-    known: dict[Any, tuple[int, list[tuple[str, Any, Callable[..., Any]]]]] = {}
+    known: dict[Any, tuple[dict[str, Any], list[tuple[str, Callable[..., Any]]]]] = {}
 
     def patch(pkg: Any, builder: Any, scope: Any) -> None:
-        size, members = known.get(pkg, (-1, []))
-        if size != len(vars(pkg)) or any(getattr(pkg, name) is not member for name, member, _ in members):
-            found = inspect.getmembers(pkg, core.is_builtin)
-            members = [(name, member, _called(member)) for name, member in found]
-            known[pkg] = len(vars(pkg)), members
-        for name, _, call in members:
+        there, calls = known.get(pkg, ({}, []))
+        if vars(pkg) != there:
+            calls = [(name, _called(member)) for name, member in inspect.getmembers(pkg, core.is_builtin)]
+            known[pkg] = dict(vars(pkg)), calls
+        for name, call in calls:
             scope.set_attr(pkg, name, call)
 
     return patch
@@ -260,8 +287,8 @@ def _change(place: Any, name: str, made: Callable[[Any], Any], *parameters: str)
 def front_end() -> None:
     """Change what every step of a program goes through."""
     module: Any = triton_interpreter
-    module.interpreter_builder.options = without_unread_checks(module.interpreter_builder.options)
     semantic: Any = TritonSemantic
+    _change(semantic, "binary_op_sanitize_overflow_impl", without_unread_checks, "self", "lhs", "rhs", "binary_op")
     _change(core, "_unwrap_if_constexpr", unwrapping, "o")
     _change(core.dtype, "__eq__", equal_to_itself, "self", "other")
     _change(module, "_get_np_dtype", numpy_type, "tt_dtype")
@@ -271,7 +298,7 @@ def front_end() -> None:
     flags = ("allow_lhs_ptr", "allow_rhs_ptr", "arithmetic_check", "div_or_mod")
     _change(semantic, "binary_op_type_checking_impl", same_type, "self", "lhs", "rhs", *flags)
     _change(module.InterpreterBuilder, "create_splat", splat, "self", "ret_ty", "arg")
-    _change(module, "_patch_builtin", patching, "pkg", "builder", "scope")
+    _change(module, "_patch_builtin", lambda _: patching(), "pkg", "builder", "scope")
 
 
 def install() -> None:

@@ -40,7 +40,7 @@ class Results:
         """Those of a file. Raises `ResultError` where it cannot be read, or is not one."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ResultError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
         kinds = {"gpu": dict, "versions": dict, "settings": dict, "method": dict, "ceilings": dict, "rows": list}
         if type(data) is not dict or data.get("schema") != SCHEMA:

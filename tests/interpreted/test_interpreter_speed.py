@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import hashlib
 import inspect
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +24,8 @@ if not support.INTERPRETING:
     pytest.skip(support.NO_INTERPRETER, allow_module_level=True)
 
 import numpy as np
+import torch
+import triton
 import triton.language as tl
 from triton.runtime import interpreter as triton_interpreter
 
@@ -50,20 +58,94 @@ def test_bits_are_those_of_a_front_end_that_is_as_it_was() -> None:
     """Which a process of its own has."""
     code = (
         "from mlpdsl import interpreter_speed; interpreter_speed.front_end = lambda: None;"
-        " from tests.interpreted import test_interpreter_speed as here; from triton.runtime import interpreter;"
-        " assert interpreter.interpreter_builder.options.sanitize_overflow; print(here.said(here.SPECS))"
+        " from tests.interpreted import test_interpreter_speed as here; from triton.language.core import tensor;"
+        " assert tensor.__init__.__module__ == 'triton.language.core'; print(here.said(here.SPECS))"
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
     assert child.stdout.strip() == said(SPECS)
-    assert not triton_interpreter.interpreter_builder.options.sanitize_overflow
 
 
-def test_overflow_is_computed_only_for_an_assertion_that_is_on() -> None:
-    plain = triton_interpreter.InterpreterOptions()
-    assert plain.sanitize_overflow and not plain.debug, "what is said to be never read"
-    assert not interpreter_speed.without_unread_checks(plain).sanitize_overflow
-    assert interpreter_speed.without_unread_checks(replace(plain, debug=True)).sanitize_overflow
+@triton.jit
+def twice(x_ptr, N: tl.constexpr):
+    """x = 2x, in programs of 4."""
+    at = tl.program_id(0) * 4 + tl.arange(0, N)
+    tl.store(x_ptr + at, tl.load(x_ptr + at) + tl.load(x_ptr + at))
+
+
+def doubled(value: int, programs: int = 1, size: Any = 4) -> list[int]:
+    x = torch.full((4 * programs,), value, dtype=torch.int32)
+    twice[(programs,)](x, size)
+    return x.tolist()
+
+
+def test_overflow_is_looked_for_where_an_assertion_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where somebody asks for assertions later."""
+    assert doubled(2**30) == [-(2**31)] * 4
+    builder = triton_interpreter.interpreter_builder
+    monkeypatch.setattr(builder, "options", replace(builder.options, debug=True))
+    with pytest.raises(Exception, match="int32 overflow detected for operation add"):
+        doubled(2**30)
+
+
+def test_launches_of_threads_take_turns() -> None:
+    """A user's kernel beside another, and an MLP; and afterwards."""
+    spec = MLPSpec(dims=(8, 16, 8), activation="relu")
+    mlp, call = mlpdsl.compile(spec, backend="triton"), make_call(spec, (3,), 3)
+    y = bits(mlp(call.x, *call.params))
+    found: list[Any] = []
+
+    def run() -> None:
+        for _ in range(3):
+            found.append(doubled(3, programs=64) == [6] * 256)
+            found.append(torch.equal(bits(mlp(call.x, *call.params)), y))
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    run()
+    assert found == [True] * 24
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="cannot fork")
+def test_a_child_takes_its_own_turns() -> None:
+    """Forked while another thread launches."""
+    begun, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with interpreter_speed._turn:
+            begun.set()
+            done.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    begun.wait(60)
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if doubled(3) == [6] * 4 else 1)
+    for _ in range(600):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(pid, signal.SIGKILL)
+    done.set()
+    holder.join()
+    assert ended and status == 0
+
+
+@pytest.mark.parametrize("sizes", [(True, 4), (enum.IntEnum("Size", {"FOUR": 4}).FOUR, 2)], ids=["bool", "enumeration"])
+def test_sizes_that_only_equal_others_leave_nothing_behind(sizes: tuple[Any, ...]) -> None:
+    """What comes first in a process, and was refused, or was of another type, does not stay."""
+    types = []
+    for shape in ([*sizes], [int(size) for size in sizes]):
+        with contextlib.suppress(ValueError, TypeError):
+            block = core.block_type(tl.pointer_type(tl.int8), shape)
+            types = [type(size) for size in (*block.shape, *(each.value for each in tl.tensor(None, block).shape))]
+    assert types == [int] * 4
 
 
 ELEMENTS = [tl.int1, tl.int32, tl.int64, tl.float16, tl.bfloat16, tl.float32, tl.float64, tl.float8e5, tl.pointer_type(tl.bfloat16)]
@@ -151,6 +233,9 @@ def test_what_replaces_a_builtin_function_during_a_launch(monkeypatch: pytest.Mo
     assert during()["exp"](3) == (3, triton_interpreter.interpreter_semantic)
     monkeypatch.setattr(tl, "one_more", tl.exp, raising=False)
     assert set(during()) == builtin | {"one_more"}
+    monkeypatch.delattr(tl, "histogram")
+    monkeypatch.setattr(tl, "two_more", tl.exp, raising=False)  # as many names as before
+    assert set(during()) == builtin - {"histogram"} | {"one_more", "two_more"}
 
 
 def test_every_change_of_the_front_end_was_made() -> None:
@@ -217,3 +302,26 @@ def test_a_splat_is_of_its_shape_and_type() -> None:
     arg = triton_interpreter.TensorHandle(np.array([2.5], np.float16), tl.float16)
     handle = triton_interpreter.interpreter_builder.create_splat(SimpleNamespace(shape=core.tuple([4, 8])), arg)
     assert handle.data.shape == (4, 8) and handle.data.dtype == np.float16 and (handle.data == 2.5).all()
+
+
+def test_sums_of_any_columns_a_program_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of weights' gradients in parts, of biases and of an operand: as wide as here, and as on a GPU."""
+    from mlpdsl import dispatch, launch
+
+    spec = MLPSpec(dims=(40, 72, 24), activation="silu", gated=True, bias=True, dtype="float16", epilogue=("layer_scale",))
+    call, mlp = make_call(spec, (150,), 3), mlpdsl.compile(spec, backend="triton")
+
+    def gradients(columns: int) -> list[torch.Tensor]:
+        dispatch.forget()  # what a recording launches it launches again
+        monkeypatch.setattr(launch, "SUM_COLUMNS", columns)
+        heard.clear()
+        return [bits(each.contiguous()) for each in call.gradients(mlp)[1].values()]
+
+    heard: list[tuple[int, ...]] = []
+    run = launch.run
+    monkeypatch.setattr(
+        launch, "run", lambda kernel, grid, *rest: (heard.append((kernel.__name__, *grid)), run(kernel, grid, *rest))
+    )
+    wide, programs = gradients(512), [*heard]
+    assert all(map(torch.equal, wide, gradients(64))) and max(at for name, at, *_ in programs if name == "sum_rows") > 1
+    assert sum(at for name, at, *_ in heard if name == "sum_rows") > 2 * sum(at for name, at, *_ in programs if name == "sum_rows")

@@ -184,20 +184,41 @@ def test_rows_of_earlier_results(run: Bench) -> None:
     assert sorted(timed()) == [(3, "forward"), (3, "train"), (4, "forward"), (5, "forward")]
 
     data = json.loads(Path(before).read_text())
-    for at, (row, ratio) in enumerate(zip(data["rows"], (0.9, 0.7, 0.8, None), strict=True)):
+    for at, (row, ratio) in enumerate(zip(data["rows"], (0.9, 0.7, None, None), strict=True)):
         row["measured"] = [{"ratio": ratio}, {"ratio": None}, {"ratio": 0.95 + at}]
+    data["rows"][2]["candidates"]["mlpdsl"]["failed"] = "out of memory"
     Path(before).write_text(json.dumps(data))
     found = cli_bench.rows_again([Path(before)], 0.99)
-    assert [row.key for row in found] == [data["rows"][at]["key"] for at in (1, 2, 0)]
-    for wrong in ({"m": -1}, {"m": None}, {"passes": "back"}, {"measured": 3}, {"measured": [{"ratio": "fast"}]}):
-        Path(before).write_text(json.dumps({**data, "rows": [data["rows"][0] | wrong]}))
-        status, out, err = run("--rows-of", before, "--out", "wrong.json")
-        assert (status, out) == (2, "") and f"mlpdsl: {before} has a row that cannot be read" in err, wrong
+    assert [row.key for row in found] == [data["rows"][at]["key"] for at in (2, 1, 0)]
     Path(before).write_text(json.dumps({**data, "rows": []}))
-    status, out, err = run("--rows-of", before, "--out", "wrong.json")
-    assert (status, out, err) == (0, "", f"mlpdsl: nothing to time: '{before}' has no row\n")
-    Path(before).write_text(json.dumps({**data, "rows": [data["rows"][0] | {"spec": {"dims": [8]}}]}))
-    assert run("--rows-of", before, "--out", "wrong.json")[0] == 2 and not Path("wrong.json").exists()
+    assert run("--rows-of", before, *after) == (0, "", f"mlpdsl: nothing to time: '{before}' has no row\n")
+
+
+def test_rows_of_what_is_no_file_of_results(run: Bench) -> None:
+    """Said with the file and the row, before anything is timed or written."""
+    before = Path("before.json")
+    assert run(SPEC.to_json(), "--m", "3", "--out", str(before))[0] == 0
+    data = json.loads(before.read_text())
+    for wrong, said in (
+        ({"m": -1}, "m -1"), ({"m": 0}, "m 0"), ({"m": None}, "m None"), ({"m": True}, "m True"), ({"name": None}, "name None"),
+        ({"passes": "back"}, "passes 'back'"), ({"passes": []}, "passes []"), ({"measured": 3}, "not iterable"),
+        ({"measured": [{"ratio": "fast"}]}, "ratios ['fast']"), ({"measured": [{"ratio": float("nan")}]}, "ratios [nan]"),
+        ({"measured": [{"ratio": 0.5}, 3]}, "'int'"),
+        ({"candidates": None}, "'NoneType'"), ({"spec": {"dims": [8]}}, "dims"), ({"spec": 3}, "from_json"),
+    ):  # fmt: skip
+        before.write_text(json.dumps({**data, "rows": [data["rows"][0], data["rows"][0] | wrong]}))
+        for chosen in ((), ("--below", "0.5")):
+            status, out, err = run("--rows-of", str(before), "--out", "after.json", *chosen)
+            assert (status, out) == (2, "") and f"mlpdsl: {before}, row 2, cannot be timed again: " in err and said in err, (
+                wrong,
+                err,
+            )
+    before.write_text(json.dumps({**data, "rows": [{"name": "x"}]}))
+    assert "row 1, cannot be timed again: it has no spec, m, passes, candidates, measured" in run("--rows-of", str(before))[2]
+    before.write_text("[" * 100_000)
+    status, out, err = run("--rows-of", str(before), "--out", "after.json")
+    assert (status, out) == (2, "") and f"mlpdsl: {before} cannot be read" in err
+    assert not Path("after.json").exists() and not OUT.exists()
 
 
 def test_help(run: Bench) -> None:
@@ -345,6 +366,9 @@ def test_mistakes(run: Bench, tmp_path: Path) -> None:
         (("seeds", "--report", "x.json"), "--report shows a file as it is"),
         (("--rows-of", "x.json", "--m", "3"), "--rows-of has rows and passes of its own"),
         (("--rows-of", "x.json", "--report", "x.json"), "--report shows a file as it is"),
+        (("--rows-of", str(OUT)), "mlpdsl-bench.json has those rows already"),
+        (("--rows-of", "x.json", "--below", "nan"), "--below is a number"),
+        (("--report", "x.json", "--below", "1"), "name one with --rows-of"),
         (("seeds", "--below", "1"), "name one with --rows-of"),
         (("--rows-of", "x.json", "--below", "0"), "--below"),
     ):
