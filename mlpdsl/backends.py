@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import logging
 import os
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from mlpdsl.codegen.plan import Plan
     from mlpdsl.target import Target
 
-__all__ = ["BACKENDS", "VARIABLE", "backend_named", "choose_backend", "interpreting"]
+__all__ = ["BACKENDS", "VARIABLE", "backend_named", "choose_backend", "interpreter_lock", "interpreting"]
 
 VARIABLE = "MLPDSL_BACKEND"
 """The environment variable that names the backend where `compile` was given none."""
@@ -46,6 +47,24 @@ class Backend(Protocol):
 def interpreting() -> bool:
     """Whether Triton runs its kernels in the CPU interpreter in this process."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+_interpreter = threading.RLock()
+
+
+def interpreter_lock() -> Any:
+    """What is held while kernels are interpreted: threads take turns, as Triton's interpreter patches its language and keeps the
+    position in the grid in globals. A forked child, which has no other threads, starts anew."""
+    return _interpreter
+
+
+def _new_lock() -> None:
+    global _interpreter
+    _interpreter = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 def _rendered(template: str, view: Any, key: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shlex
 import sys
 import time
@@ -64,7 +65,7 @@ def bench(
         return 0
     if below is not None and not rows_of:
         raise click.UsageError("--below chooses among the rows of files: name one with --rows-of.")
-    if below is not None and below != below:
+    if below is not None and math.isnan(below):
         raise click.UsageError("--below is a number.")
     if report is not None:
         if specs or rows_of:

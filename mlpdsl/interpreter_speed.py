@@ -10,8 +10,8 @@ At every step of a program, in a front end that was written for compiling:
 * Operands of one type need no promotion, those of one shape no broadcasting, and a type is equal to itself.
 * Built-in functions are found once, and called without their wrappers.
 
-All of it is the process's: it goes for its other kernels too. Launches take turns, because Triton patches its language and keeps
-its place in the grid in globals. A function to which a later Triton gives other parameters is left as it is.
+All of it is the process's: it goes for its other kernels too, which take turns with an MLP's. A function to which a later Triton
+gives other parameters is left as it is.
 tests/interpreted/test_interpreter_speed.py holds each change against what it stands for.
 """
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import inspect
 import linecache
-import os
 import threading
 from collections.abc import Callable
 from types import FunctionType, SimpleNamespace
@@ -29,6 +28,7 @@ import triton.language as tl
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as triton_interpreter
 
+from mlpdsl.backends import interpreter_lock
 from mlpdsl.frames import with_room
 
 __all__ = ["install"]
@@ -104,23 +104,11 @@ def _rewritten_once(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return rewrite_ast
 
 
-_turn = threading.RLock()
-
-
-def _new_turn() -> None:
-    global _turn
-    _turn = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):  # a forked child has none of the other threads, which may hold it
-    os.register_at_fork(after_in_child=_new_turn)
-
-
 def _with_room(original: Callable[..., Any]) -> Callable[..., Any]:
     """`InterpretedFunction.run`, a whole launch, one at a time and with room for its frames."""
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _turn:
+        with interpreter_lock():
             return with_room(original, self, *args, **kwargs)
 
     return run

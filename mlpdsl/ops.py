@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import sys
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from mlpdsl.backends import interpreter_lock
 from mlpdsl.dispatch import Runner, known_runner, plan_of, runner
 from mlpdsl.errors import ShapeError
 
 if TYPE_CHECKING:
     from mlpdsl.tape import Tapes
 
-__all__ = ["OPS", "backward", "forward", "interpreter_lock", "on_device", "recordings", "wanted"]
+__all__ = ["OPS", "backward", "forward", "on_device", "recordings", "wanted"]
 
 _library = torch.library.Library("mlpdsl", "DEF")
 _library.define(
@@ -37,30 +36,12 @@ _library.define(
 
 def on_device(t: Tensor) -> Any:
     """The context in which kernels for t are launched: its device is the current one. Interpreted kernels run one at a time."""
-    return torch.cuda.device(t.device) if t.is_cuda else _interpreter
-
-
-# Triton's interpreter keeps the position in the grid in a global, so threads must take turns. A forked child starts anew.
-_interpreter = threading.RLock()
+    return torch.cuda.device(t.device) if t.is_cuda else interpreter_lock()
 
 
 def recordings(spec: str, device: torch.device) -> Tapes | None:
     """The recorded calls of a spec on a device; None before its first call there."""
     return None if known_runner(spec, device) is None else runner(spec, device).tapes
-
-
-def interpreter_lock() -> Any:
-    """What is held while kernels are interpreted."""
-    return _interpreter
-
-
-def _new_lock() -> None:
-    global _interpreter
-    _interpreter = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_lock)
 
 
 def _alike(spec: str, parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from mlpdsl import dispatch, ops
 from mlpdsl.agreement import hooked
+from mlpdsl.backends import interpreter_lock
 
 if TYPE_CHECKING:
     from mlpdsl.straight import Replay
@@ -90,7 +91,7 @@ class _Kind:
     def replay(self, tensors: tuple[Tensor, ...], addresses: Sequence[int], run: Replay | None = None) -> list[Any] | None:
         """What the recording leaves, for tensors that `places` found at `addresses`; None where it cannot be repeated now."""
         if self.device is None:
-            with ops.interpreter_lock():
+            with interpreter_lock():
                 return self.tape.replay(tensors, addresses, run)
         if _C._cuda_getDevice() != self.device:
             return None

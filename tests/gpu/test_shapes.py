@@ -97,6 +97,6 @@ def test_on_descriptors_in_tf32(fields: dict, strategy: str, launched: set[str])
         ):
             check_call(make_call(spec, (rows,), seed, pattern=pattern, pair=pair, device="cuda"))
     last_by_cublas = not strategy and spec.gated and spec.dims[0] % 4 == 0
-    assert {"hidden_tma", "output_tma"} - ({"output_tma"} if last_by_cublas else set()) <= launched
+    assert "hidden_tma" in launched and ("output_tma" in launched or last_by_cublas)
     assert not strategy or not {"hidden_masked", "output_masked"} & launched
     assert ("copy_rows" in launched) == any(width % 4 for width in spec.dims)

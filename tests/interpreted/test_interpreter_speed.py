@@ -7,11 +7,9 @@ import enum
 import hashlib
 import inspect
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +29,7 @@ from triton.runtime import interpreter as triton_interpreter
 
 import mlpdsl
 from mlpdsl import MLPSpec, interpreter, interpreter_speed
+from mlpdsl.backends import interpreter_lock
 from mlpdsl.testing.calls import bits, make_call
 
 interpreter.install()
@@ -112,29 +111,22 @@ def test_launches_of_threads_take_turns() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="cannot fork")
 def test_a_child_takes_its_own_turns() -> None:
     """Forked while another thread launches."""
-    begun, done = threading.Event(), threading.Event()
+    begun, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with interpreter_speed._turn:
+        with interpreter_lock():
             begun.set()
-            done.wait(60)
+            leave.wait(60)
 
     holder = threading.Thread(target=hold)
     holder.start()
     begun.wait(60)
-    pid = os.fork()
-    if not pid:
-        os._exit(0 if doubled(3) == [6] * 4 else 1)
-    for _ in range(600):
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            break
-        time.sleep(0.1)
-    else:
-        os.kill(pid, signal.SIGKILL)
-    done.set()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if interpreter_lock().acquire(timeout=1) else 1)
+    leave.set()
     holder.join()
-    assert ended and status == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("sizes", [(True, 4), (enum.IntEnum("Size", {"FOUR": 4}).FOUR, 2)], ids=["bool", "enumeration"])
